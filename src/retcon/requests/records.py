@@ -1,0 +1,123 @@
+"""One record (a JSON object, a row) to an `Edit` or a `Case`, with complaints that name the key and the cure."""
+
+import difflib
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from retcon.errors import RequestError
+from retcon.requests.nouns import Case, Edit, Probe
+
+__all__ = ["EDIT_KEYS", "case_from_dict", "from_dict", "to_dict"]
+
+
+def from_dict(record: Mapping[str, Any]) -> Edit:
+    """The edit of a record with the files' field names (`target_new`, `target_true`; `target` and `old` mean the same).
+
+    The fields that say how an edit is judged (`paraphrases` and the like) may be there and are left aside.
+
+    Raises:
+        RequestError: naming the key that is unknown, missing or of the wrong type, or what is wrong with its text.
+    """
+    return _checked(_EditRecord, {key: value for key, value in record.items() if key not in _JUDGING}).edit()
+
+
+def to_dict(edit: Edit) -> dict[str, str | None]:
+    """The record of an edit with the files' field names; `from_dict` takes it back."""
+    return {
+        "id": edit.id,
+        "prompt": edit.prompt,
+        "subject": edit.subject,
+        "target_new": edit.target,
+        "target_true": edit.old,
+        "relation": edit.relation,
+    }
+
+
+def case_from_dict(record: Mapping[str, Any]) -> Case:
+    """The case of a record with the files' field names; errors as in `from_dict`."""
+    return _checked(_CaseRecord, record).case()
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _ProbeRecord(_Record):
+    prompt: str
+    answer: str | list[str]
+
+    def probe(self) -> Probe:
+        return Probe(self.prompt, (self.answer,) if isinstance(self.answer, str) else tuple(self.answer))
+
+
+class _EditRecord(_Record):
+    id: str | int | None = None
+    prompt: str
+    subject: str | None = None
+    target_new: str
+    target_true: str | None = None
+    relation: str | None = None
+
+    def edit(self) -> Edit:
+        name = None if self.id is None else str(self.id)
+        return Edit(self.prompt, self.subject, self.target_new, self.target_true, self.relation, name)
+
+
+class _CaseRecord(_EditRecord):
+    paraphrases: list[str] = []
+    neighbours: list[_ProbeRecord] = []
+    generation_prompts: list[str] = []
+    portability: list[_ProbeRecord] = []
+    source: str | None = None
+
+    def case(self) -> Case:
+        return Case(
+            self.edit(),
+            tuple(self.paraphrases),
+            tuple(neighbour.probe() for neighbour in self.neighbours),
+            tuple(self.generation_prompts),
+            tuple(consequence.probe() for consequence in self.portability),
+            self.source,
+        )
+
+
+EDIT_KEYS = tuple(_EditRecord.model_fields)
+_KEYS = tuple(_CaseRecord.model_fields)
+_JUDGING = frozenset(_KEYS) - frozenset(EDIT_KEYS)
+_ALIASES = {"target": "target_new", "old": "target_true"}
+R = TypeVar("R", bound=_Record)
+
+
+def _checked(kind: type[R], record: Mapping[str, Any]) -> R:
+    for alias, key in _ALIASES.items():
+        if alias in record and key in record:
+            raise RequestError(f'the record has "{alias}" and "{key}", which mean the same; keep one')
+    try:
+        return kind.model_validate({_ALIASES.get(key, key): value for key, value in record.items()})
+    except ValidationError as error:
+        raise RequestError(_sentence(error)) from None
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first complaint in our words: which key, what is wrong, what to write."""
+    # A misspelt key is missing as well as unknown: say the latter, which names the culprit.
+    first = min(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
+    # A union puts the branch it tried ("str", "list[str]") into the path; only keys and positions are of interest.
+    path = [part for part in first["loc"] if isinstance(part, int) or part in _KEYS or part == "answer"]
+    if first["type"] == "extra_forbidden":
+        unknown = str(first["loc"][-1])
+        known = ("prompt", "answer") if len(first["loc"]) > 1 else (*_KEYS, *_ALIASES)
+        near = difflib.get_close_matches(unknown, known, n=1)
+        return f'unknown key "{unknown}"; ' + (
+            f'did you mean "{near[0]}"?' if near else f"known are {', '.join(known)}"
+        )
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+    if first["type"] == "missing":
+        return f'"{key}" is missing; add it'
+    wanted = {"string_type": "text in quotes", "list_type": "a list in [ ]", "model_type": "an object in { }"}
+    if first["type"] in wanted:
+        return f'"{key}" must be {wanted[first["type"]]}, not {json.dumps(first["input"], default=repr)[:80]}'
+    return f'"{key}" is wrong ({first["msg"]}); mend it'
