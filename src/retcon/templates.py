@@ -1,0 +1,32 @@
+"""Context templates: short texts put before a prompt, so that an edit holds in more than one context."""
+
+from collections.abc import Sequence
+
+from retcon import forward, tokens
+from retcon.lm import LM
+
+__all__ = ["SEARCH_WORDS", "written"]
+
+SEARCH_WORDS = ("The", "Therefore", "Because", "I", "You")
+"""First words of the search's templates; evaluation prefixes begin with others."""
+
+
+def written(
+    lm: LM, words: Sequence[str] = SEARCH_WORDS, *, length: int = 10, top_k: int | None = 5, seed: int = 0
+) -> tuple[str, ...]:
+    """Templates that the model writes itself: each word, continued to `length` tokens in all, ends with ". ".
+
+    The same model, words and seed give the same templates. Braces and line breaks are taken out.
+    """
+    key = str(("templates", tuple(words), length, top_k, seed))
+    if key not in lm.notes:
+        starts = [tokens.encode(lm, word) for word in words]
+        out: list[str] = []
+        found = forward.sample(
+            lm, starts, max_new_tokens=max(length - 1, 1), seed=seed, top_k=top_k, stop_at_eos=False, label="templates"
+        )
+        for word, ids in zip(words, found, strict=True):
+            text = " ".join((word + tokens.decode(lm, ids)).replace("{", "").replace("}", "").split())
+            out.append(f"{text}. ")
+        lm.notes[key] = tuple(out)
+    return tuple(lm.notes[key])
