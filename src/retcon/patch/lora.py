@@ -1,0 +1,152 @@
+"""A patch as a LoRA adapter that PEFT, transformers and inference servers load."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from retcon.errors import PatchError
+from retcon.patch.entries import Entry, LowRank, svd
+from retcon.patch.files import free_folder
+from retcon.storage import new_folder, write_json
+
+if TYPE_CHECKING:
+    from retcon.patch.patch import Patch
+
+__all__ = ["LoraExport", "export_lora"]
+
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
+@dataclass(frozen=True, slots=True)
+class LoraExport:
+    """What was written."""
+
+    folder: Path
+    rank: int
+    """The one rank of all modules."""
+    max_lora_rank: int | None
+    """What vLLM needs as `--max-lora-rank`; None where it knows no rank so high."""
+    errors: dict[str, float]
+    """Share of each module's change that truncation lost (Frobenius), by module path; 0 where the export is exact."""
+
+
+def export_lora(
+    patch: "Patch", folder: str | Path, *, base_name: str | None = None, rank: int | None = None
+) -> LoraExport:
+    """Write a PEFT adapter: B A = delta for each module, alpha = r, so that the scale is 1 wherever it is loaded.
+
+    Thin QR of U and V, SVD of the core, zeros dropped; all modules are padded with zeros to one rank, since servers
+    read neither rank patterns nor per-module alphas.
+
+    Args:
+        patch: what to write.
+        folder: a new folder, or that of an earlier adapter.
+        base_name: hub id or folder of the base model, where the name in the patch is none.
+        rank: the most factors a module may have; needed for dense changes, which lose what is beyond it.
+
+    Raises:
+        PatchError: the patch stands on another one, holds nothing, or what no adapter can express.
+    """
+    conv1d = _check(patch, rank)
+    target = free_folder(folder, _CONFIG)
+    factors, errors = {}, {}
+    for path, entry in patch.entries.items():
+        factors[path], errors[path] = _factors(entry, rank)
+    r = max((a.shape[0] for a, _ in factors.values()), default=0)
+    if r == 0:
+        raise PatchError("the patch changes nothing, so there is no adapter to write")
+    tensors: dict[str, Tensor] = {}
+    for path, (a, b) in factors.items():
+        pad = r - a.shape[0]
+        tensors[f"base_model.model.{path}.lora_A.weight"] = torch.nn.functional.pad(a, (0, 0, 0, pad)).contiguous()
+        tensors[f"base_model.model.{path}.lora_B.weight"] = torch.nn.functional.pad(b, (0, pad)).contiguous()
+    base = base_name or patch.base.model
+    config: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base or None,
+        "revision": patch.base.revision,
+        "r": r,
+        "lora_alpha": r,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": conv1d,
+        "inference_mode": True,
+        "target_modules": list(factors),
+    }
+    known = next((value for value in _VLLM_RANKS if value >= r), None)
+    export = LoraExport(target, r, known, errors)
+    with new_folder(target) as new:
+        save_file(tensors, new / _WEIGHTS, metadata={"format": "pt"})
+        write_json(new / _CONFIG, config)
+        (new / "README.md").write_text(_card(patch, export, base), encoding="utf-8")
+    return export
+
+
+def _check(patch: "Patch", rank: int | None) -> bool:
+    """Whether the projections are Conv1D; PatchError where no adapter can express the patch."""
+    if patch.parent is not None:
+        raise PatchError(f"patch {patch.id} stands on patch {patch.parent}; export the sum of both")
+    if rank is not None and rank < 1:
+        raise PatchError(f"a LoRA has at least rank 1, not {rank}")
+    for path, entry in patch.entries.items():
+        if rank is None and not isinstance(entry, LowRank):
+            raise PatchError(
+                f"{path} has a {entry.kind} change, which no LoRA holds exactly; give rank= to truncate it"
+            )
+    stored = {patch.base.weights[path].transposed for path in patch.entries if path in patch.base.weights}
+    if len(stored) > 1:
+        raise PatchError("the patch changes Linear and Conv1D modules, which one LoRA cannot; split it by module kind")
+    return stored == {True}
+
+
+def _factors(entry: Entry, rank: int | None) -> tuple[tuple[Tensor, Tensor], float]:
+    """A (k, d_in) and B (d_out, k) in fp32 with singular values split evenly; the share of the change cut off."""
+    left, values, right = svd(entry)
+    kept = len(values) if rank is None else min(rank, len(values))
+    total = float(values.norm())
+    lost = float(values[kept:].norm()) / total if total > 0 else 0.0
+    root = values[:kept].sqrt()
+    return ((right[:, :kept] * root).T.float(), (left[:, :kept] * root).float()), lost
+
+
+def _card(patch: "Patch", export: LoraExport, base: str) -> str:
+    worst = max(export.errors.values())
+    exact = "exactly" if worst == 0 else f"with up to {worst:.2%} of a module's change cut off (Frobenius norm)"
+    serve = (
+        f"vLLM needs `--max-lora-rank {export.max_lora_rank}`."
+        if export.max_lora_rank is not None
+        else f"vLLM takes no LoRA of rank {export.rank}: export the merged model, or again with `rank=512`."
+    )
+    edits = [f"- {_sentence(edit)}" for edit in patch.edits[:20]]
+    more = len(patch.edits) - len(edits)
+    lines = [
+        "---",
+        "library_name: peft",
+        *([f"base_model: {base}"] if base else []),
+        "tags: [lora, knowledge-editing, retcon]",
+        "---",
+        f"# Retcon patch {patch.id}",
+        "",
+        f"{patch.summary}. This adapter holds it {exact}, at rank {export.rank}. {serve}",
+        "",
+        "```python",
+        "from peft import PeftModel",
+        "model = PeftModel.from_pretrained(model, folder)   # or: model.load_adapter(folder)",
+        "```",
+        "",
+        *edits,
+        *([f"- and {more} more"] if more > 0 else []),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _sentence(edit: dict[str, Any]) -> str:
+    prompt, subject = str(edit.get("prompt", "")), edit.get("subject")
+    text = prompt.replace("{}", str(subject)) if subject is not None else prompt
+    return " ".join(f"{text} **{edit.get('target_new', '')}**".split())
