@@ -1,0 +1,56 @@
+"""The methods: one file each, one row each in `METHODS`."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
+
+from retcon.errors import RetconError
+from retcon.lm import LM
+from retcon.methods.memit import MEMIT, MEMITConfig
+from retcon.methods.rome import ROME, ROMEConfig
+from retcon.patch import Patch
+from retcon.requests import Edit
+from retcon.targets import Store
+
+__all__ = ["MEMIT", "METHODS", "ROME", "MEMITConfig", "Method", "ROMEConfig", "method"]
+
+
+class Method(Protocol):
+    """What every method is: a configuration, and `edit`, which returns a patch and leaves the model as it was."""
+
+    name: ClassVar[str]
+    """The method's id."""
+    Config: ClassVar[Any]
+    """Its configuration: a frozen dataclass with a docstring for each field."""
+
+    def __init__(self, config: Any = None) -> None: ...
+
+    def edit(
+        self,
+        lm: LM,
+        edits: Sequence[Edit],
+        *,
+        retain: Sequence[str] = (),
+        state: Patch | None = None,
+        stores: Sequence[Store] = (),
+    ) -> Patch:
+        """Compute the patch that makes all edits; with `state`, on top of that patch, which the result then contains."""
+
+
+METHODS: dict[str, type[Method]] = {"memit": MEMIT, "rome": ROME}
+"""All methods by id."""
+
+
+def method(name: str, **config: Any) -> Method:
+    """The method of that id, configured.
+
+    Raises:
+        RetconError: there is no such method, or it has no such option.
+    """
+    if name not in METHODS:
+        raise RetconError(f"there is no method {name!r}; use one of {', '.join(METHODS)}")
+    kind = METHODS[name]
+    known = kind.Config.__dataclass_fields__
+    for key in config:
+        if key not in known:
+            raise RetconError(f"{name} has no option {key!r}; it has {', '.join(known)}")
+    return kind(kind.Config(**config))

@@ -1,0 +1,125 @@
+"""ROME: one fact by a rank-one change of one layer (Meng et al., arXiv 2202.05262; Gupta et al., arXiv 2403.07175)."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal, cast
+
+from retcon import progress, solve
+from retcon.errors import RetconError, RetconWarning
+from retcon.lm import LM
+from retcon.methods.locate_and_edit import LocateAndEditConfig, Problem, edit_layers, edited_layers, joined, metric
+from retcon.patch import Patch
+from retcon.requests import Edit
+from retcon.targets import Store
+
+__all__ = ["ROME", "ROMEConfig"]
+
+_FLAT = 1e-2
+_MANY = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ROMEConfig(LocateAndEditConfig):
+    """Options of ROME."""
+
+    templates: int = 20
+    """Texts, written by the model, that the prompt must hold after; besides the bare prompt."""
+    variant: Literal["r-rome", "rome"] = "r-rome"
+    """`r-rome` uses the averaged key throughout; `rome`, as first published, divides by the bare key's product."""
+
+
+class ROME:
+    """ROME: one fact at a time by a rank-one change of one layer.
+
+        u = C^{-1} k_bar,   Delta = (v* - o(k_bar)) u^T / (k_bar . u)            (r-ROME, the default)
+        Delta = (v* - o(k)) u^T / (k . u)                                         (ROME as first published)
+
+    k is the subject's key under the bare prompt, k_bar its mean over the templates, o the projection's output, and
+    v* = v + delta the target found. The first form mixes two keys in its quotient, which at times gives a huge, disabling
+    update (arXiv 2403.07175). Several facts are edited one after the other, each on top of those before it.
+
+    Paper: Meng, Bau, Andonian, Belinkov, Locating and Editing Factual Associations in GPT, NeurIPS 2022, arXiv 2202.05262.
+    """
+
+    Config = ROMEConfig
+    name = "rome"
+
+    def __init__(self, config: ROMEConfig | None = None) -> None:
+        self.config = config or ROMEConfig()
+
+    def edit(
+        self,
+        lm: LM,
+        edits: Sequence[Edit],
+        *,
+        retain: Sequence[str] = (),
+        state: Patch | None = None,
+        stores: Sequence[Store] = (),
+    ) -> Patch:
+        """Edit the facts one after the other; with `state`, on top of that patch, which the result then contains.
+
+        Args:
+            lm: the model; it is left as it was.
+            edits: the facts; each needs a subject.
+            retain: not used by this method.
+            state: the patch to go on from.
+            stores: where found targets are looked up and kept.
+
+        Raises:
+            RequestError: an edit has no subject.
+            RetconError: there is no edit, or more than one layer is named.
+        """
+        if not edits:
+            raise RetconError("there is no edit; give at least one")
+        if len(edits) > _MANY:
+            warnings.warn(
+                f"ROME edits one fact after the other and the model wears out after some tens; for {len(edits)} use memit",
+                RetconWarning,
+                stacklevel=2,
+            )
+        layers = edited_layers(lm, self.config.layers)
+        if self.config.layers is not None and len(layers) > 1:
+            raise RetconError(f"ROME edits one layer; name one of {list(layers)}")
+        config = replace(self.config, layers=layers[-1:])
+        infos = []
+        with progress.task("facts", len(edits)) as advance:
+            for edit in edits:
+                state = edit_layers(
+                    lm,
+                    [edit],
+                    config,
+                    partial(self._rule, lm),
+                    method=self.name,
+                    site="module_out",
+                    bare_weight=1 / (config.templates + 1),
+                    state=state,
+                    stores=stores,
+                )
+                infos.append(state.info)
+                advance(1)
+        return replace(state, info=joined(infos)) if state is not None and len(infos) > 1 else cast(Patch, state)
+
+    def _rule(self, lm: LM, problem: Problem) -> solve.Factors:
+        key = problem.keys[:, 0]
+        bare = problem.reading.bare_keys[0]
+        now = problem.reading.outputs[0]
+        wanted = now + problem.residuals[:, 0]
+        geometry = metric(problem, 1.0)
+        if self.config.variant == "r-rome":
+            averaged = lm.projection(problem.layer)(key.to(lm.dtype)[None])[0].double()
+            factors, cosine = solve.rank_one(key, wanted - averaged, geometry)
+        else:
+            factors, cosine = solve.rank_one(key, wanted - now, geometry)
+            direction = factors.V[:, 0]
+            factors = solve.Factors(factors.U * ((key @ direction) / (bare @ direction)), factors.V)
+            cosine = float((bare @ direction) / (bare.norm() * direction.norm()).clamp_min(1e-300))
+        if abs(cosine) < _FLAT:
+            warnings.warn(
+                f"the key and its direction are almost at right angles (cosine {cosine:.1e}), so this update is huge and "
+                "may disable the model; give more statistics_tokens or another layer",
+                RetconWarning,
+                stacklevel=2,
+            )
+        return factors

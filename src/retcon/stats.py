@@ -1,0 +1,252 @@
+"""Second moments of keys: what the inputs of a projection look like over ordinary text.
+
+`C = (1/T) sum_t k_t k_t^T`, uncentred, over the tokens of a stream of text; fp32 products of one batch, summed in fp64.
+One pass collects all layers and stops above the last. Results are cached by content: the weights, the patches that are
+on, the consumed token ids. A few times the key width of tokens is enough (arXiv 2506.04226).
+"""
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from retcon import forward, hooks, patch, progress, storage, tokens
+from retcon.errors import RetconError
+from retcon.lm import LM
+
+__all__ = ["SELF", "Moments", "moments", "texts_of", "token_rows"]
+
+SELF = "self"
+"""The source that samples the text from the model itself; it needs no file."""
+
+_MAX_LENGTH = 256
+_SAMPLE_LENGTH = 128
+_TOKENS_PER_WIDTH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """The second moment of one projection's keys."""
+
+    second: Float[Tensor, "d_k d_k"]
+    """Mean of k k^T over tokens, fp64, in squared activation units."""
+    count: int
+    """Tokens seen."""
+    provenance: dict[str, Any]
+    """Where the text came from: source, seed, tokens, hash of the ids."""
+
+
+def moments(
+    lm: LM,
+    paths: Sequence[str],
+    source: str | Path | Iterable[str] = SELF,
+    *,
+    tokens_wanted: int | None = None,
+    seed: int = 0,
+    cached: bool = True,
+) -> dict[str, Moments]:
+    """Second moments of the inputs of the projections at `paths`.
+
+    Args:
+        lm: the model.
+        paths: full module paths.
+        source: `self`, a text or JSONL file (plain or .gz), a `datasets` id, or texts.
+        tokens_wanted: how many tokens to use; 16 times the key width by default, fewer where the text ends.
+        seed: seed of the sampling, for `self`.
+        cached: whether results are read from and written to the cache.
+
+    Raises:
+        RetconError: the source cannot be read or holds no text.
+    """
+    wanted = tokens_wanted or _TOKENS_PER_WIDTH * lm.arch.d_mlp
+    state = storage.digest(lm.fingerprint(), [item.id for item in patch.active(lm.model)])
+    rows, provenance = _rows(lm, source, wanted, seed, state if cached else None)
+    key = storage.digest(state, provenance["ids_sha256"], "moments-1")[:24]
+    folder = storage.cache_dir("moments")
+    found: dict[str, Moments] = {}
+    if cached:
+        for path in paths:
+            kept = _read(folder / f"{key}-{path}.safetensors")
+            if kept is not None:
+                found[path] = kept
+    missing = [path for path in paths if path not in found]
+    if missing:
+        for path, second in _collect(lm, missing, rows).items():
+            found[path] = Moments(second, provenance["tokens"], provenance)
+            if cached:
+                _write(folder / f"{key}-{path}.safetensors", found[path])
+    return {path: found[path] for path in paths}
+
+
+def _collect(lm: LM, paths: Sequence[str], rows: list[list[int]]) -> dict[str, Tensor]:
+    """One pass over all rows; the forward stops once the last of the projections has been read."""
+    modules = {path: lm.module(path) for path in paths}
+    order = [path for path in lm.arch.mlp_out if path in modules] or list(paths)
+    last = order[-1] if len(order) == len(paths) else None
+    sums: dict[str, Tensor] = {}
+    total = sum(len(row) for row in rows)
+    with ExitStack() as stack:
+        stack.enter_context(lm.inference())
+        stack.enter_context(_exact_products())
+        seen = stack.enter_context(hooks.record(modules, "input", stop_after=last))
+        advance = stack.enter_context(progress.task("statistics", total))
+        order_of_rows = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        for batch in forward.batches(order_of_rows, [len(row) for row in rows], 2048):
+            aligned = forward.align([rows[i] for i in batch], [0] * len(batch), lm.device)
+            with hooks.stoppable():
+                forward.call(lm, aligned.ids, aligned.mask, aligned.positions)
+            real = aligned.mask.bool()
+            for path, states in seen.items():
+                keys = states[real].float()
+                product = (keys.T @ keys).double()
+                sums[path] = sums[path].add_(product) if path in sums else product
+            advance(int(real.sum()))
+    return {path: ((value + value.T) / (2 * total)).cpu() for path, value in sums.items()}
+
+
+class _exact_products(ExitStack):  # noqa: N801 - used as a context manager
+    """TF32 off for the block: products of keys in it lose half of their digits."""
+
+    def __enter__(self) -> "_exact_products":
+        super().__enter__()
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = False
+        self.callback(setattr, torch.backends.cuda.matmul, "allow_tf32", before)
+        return self
+
+
+# ------------------------------------------------------------------------------------------------- the text
+
+
+def _rows(
+    lm: LM, source: str | Path | Iterable[str], wanted: int, seed: int, state: str | None
+) -> tuple[list[list[int]], dict[str, Any]]:
+    """Rows of ids to run, and where they came from."""
+    if source == SELF:
+        rows = _own_text(lm, wanted, seed, state)
+        name = SELF
+    else:
+        name = str(source) if isinstance(source, str | Path) else "texts"
+        rows = list(token_rows(lm, texts_of(source), wanted, length=_MAX_LENGTH))
+        if not rows:
+            raise RetconError(f"{name} holds no text for statistics; name a file with some, or use self")
+    sha = storage.digest(rows)
+    count = sum(len(row) for row in rows)
+    return rows, {"source": Path(name).name, "tokens": count, "seed": seed if name == SELF else None, "ids_sha256": sha}
+
+
+def texts_of(source: str | Path | Iterable[str]) -> Iterator[str]:
+    """Texts of a file (paragraphs of plain text, the `text` of JSONL records), a `datasets` id, or an iterable.
+
+    `<unk>` marks, as in WikiText, are dropped.
+
+    Raises:
+        RetconError: there is no such file, or a JSONL record has no `text`.
+    """
+    if not isinstance(source, str | Path):
+        yield from source
+        return
+    path = Path(source).expanduser()
+    if not path.is_file():
+        yield from _hub_texts(str(source))
+        return
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    jsonl = ".jsonl" in path.suffixes
+    with opener(path, "rt", encoding="utf-8") as stream:
+        for number, line in enumerate(stream, 1):
+            if jsonl and line.strip():
+                try:
+                    yield str(json.loads(line)["text"])
+                except (ValueError, KeyError, TypeError) as error:
+                    raise RetconError(f'{path}: line {number}: write one JSON object a line with a "text"') from error
+            elif line.strip():
+                yield line.replace("<unk>", "").strip()
+
+
+def _hub_texts(name: str) -> Iterator[str]:
+    try:
+        import datasets  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    except ImportError:
+        raise RetconError(
+            f"{name}: there is no such file; for a hub data set run `pip install retcon-lm[datasets]`"
+        ) from None
+    for record in datasets.load_dataset(name, split="train", streaming=True):
+        if "text" not in record:
+            raise RetconError(f'{name}: its records have no "text" column')
+        yield str(record["text"])
+
+
+def token_rows(lm: LM, texts: Iterable[str], wanted: int, *, length: int) -> Iterator[list[int]]:
+    """Cut texts, joined by line breaks, into rows of `length` ids (each with BOS where the model has one)."""
+    before, _ = tokens.special_ids(lm)
+    body = length - len(before)
+    left: list[int] = []
+    count = 0
+    for text in texts:
+        left += tokens.encode(lm, text + "\n")[len(before) :]
+        while len(left) >= body:
+            row, left = left[:body], left[body:]
+            row = [*before, *row][: wanted - count]
+            yield row
+            count += len(row)
+            if count >= wanted:
+                return
+    if left:
+        yield [*before, *left][: wanted - count]
+
+
+def _own_text(lm: LM, wanted: int, seed: int, state: str | None) -> list[list[int]]:
+    """Text that the model writes at temperature 1, each sample begun with an ordinary token drawn at random."""
+    key = storage.digest(state, wanted, seed, "own-text-1")[:24]
+    path = storage.cache_dir("text") / f"{key}.json"
+    if state is not None and path.is_file():
+        return [[int(i) for i in row] for row in json.loads(path.read_text(encoding="utf-8"))]
+    before, _ = tokens.special_ids(lm)
+    special = set(lm.tokenizer.all_special_ids)
+    size = min(len(lm.tokenizer), int(lm.model.get_input_embeddings().weight.shape[0]))  # type: ignore[union-attr, operator]
+    ordinary = torch.tensor([i for i in range(size) if i not in special])
+    generator = torch.Generator().manual_seed(seed)
+    n = -(-wanted // _SAMPLE_LENGTH)
+    first = ordinary[torch.randint(len(ordinary), (n,), generator=generator)].tolist()
+    starts = [[*before, token] for token in first]
+    new = _SAMPLE_LENGTH - len(starts[0])
+    out = forward.sample(lm, starts, max_new_tokens=new, seed=seed, label="writing text for statistics")
+    rows, count = [], 0
+    for start, ids in zip(starts, out, strict=True):
+        row = (start + ids)[: wanted - count]
+        if row:
+            rows.append(row)
+        count += len(row)
+    if state is not None:
+        storage.write_json(path, rows)
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------ the cache
+
+
+def _write(path: Path, value: Moments) -> None:
+    with storage.new_file(path) as temporary:
+        header = {"provenance": json.dumps(value.provenance), "count": str(value.count)}
+        save_file({"second": value.second}, temporary, metadata=header)
+
+
+def _read(path: Path) -> Moments | None:
+    """A cached result, or None where there is none that can be read."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            return Moments(file.get_tensor("second"), int(header["count"]), json.loads(header["provenance"]))
+    except (OSError, ValueError, KeyError, RuntimeError):
+        return None

@@ -1,0 +1,113 @@
+"""Found targets, kept: in the cache for methods that share a search, and in a run's own journal so that it can go on.
+
+A target is kept under a hash of all that decides it: the weights, the patches that are on, the edit, the options of the
+search, the templates. Searches run in batches fixed by input order, and a batch is written as a whole; so an interrupted
+run loses at most one, and goes on to the same bits.
+"""
+
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from retcon import patch, progress, storage, values
+from retcon.lm import LM
+from retcon.requests import Edit
+from retcon.values import Found, SearchConfig
+
+__all__ = ["BATCH", "Store", "find"]
+
+BATCH = 100
+"""Facts searched together."""
+
+
+_FIELDS = ("base", "delta", "loss", "evaluations", "probability")
+
+
+class Store:
+    """Targets by key in one file (SQLite: written whole or not at all, safe under several processes)."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(self._open()) as connection, connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS targets (key TEXT PRIMARY KEY, value BLOB NOT NULL)")
+
+    @classmethod
+    def shared(cls) -> "Store":
+        """The store in the cache folder."""
+        return cls(storage.cache_dir() / "targets.sqlite")
+
+    def _open(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path, timeout=60)
+
+    def get(self, keys: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+        """The targets that are there, by key."""
+        found: dict[str, dict[str, Tensor]] = {}
+        with closing(self._open()) as connection:
+            for start in range(0, len(keys), 500):
+                part = list(keys[start : start + 500])
+                marks = ",".join("?" * len(part))
+                for key, value in connection.execute(f"SELECT key, value FROM targets WHERE key IN ({marks})", part):
+                    found[key] = load(value)
+        return found
+
+    def put(self, items: dict[str, dict[str, Tensor]]) -> None:
+        """Keep targets, all of them or none."""
+        rows = [(key, save({name: tensor.contiguous() for name, tensor in item.items()})) for key, item in items.items()]
+        with closing(self._open()) as connection, connection:
+            connection.executemany("INSERT OR REPLACE INTO targets VALUES (?, ?)", rows)
+
+
+def find(
+    lm: LM,
+    edits: Sequence[Edit],
+    config: SearchConfig,
+    templates: Sequence[str],
+    stores: Sequence[Store] = (),
+    *,
+    batch: int = BATCH,
+) -> tuple[Found, int]:
+    """Targets of all edits, batch by batch, and how many of them were found in a store.
+
+    Args:
+        lm: the model, with any patch already on.
+        edits: the facts.
+        config: options of the search.
+        templates: texts put before each prompt.
+        stores: where to look first, in order; all of them are written.
+        batch: facts searched together; batches follow input order, so a run that goes on finds the same ones.
+    """
+    state = storage.digest(
+        lm.fingerprint(), [item.id for item in patch.active(lm.model)], lm.chat, asdict(config), list(templates), "1"
+    )
+    keys = [storage.digest(state, edit.prompt, edit.subject, edit.target) for edit in edits]
+    kept: dict[str, dict[str, Tensor]] = {}
+    for store in stores:
+        missing = [key for key in keys if key not in kept]
+        kept |= store.get(missing) if missing else {}
+    cached = sum(key in kept for key in keys)
+    with progress.task("targets", len(edits)) as advance:
+        for start in range(0, len(edits), batch):
+            span = range(start, min(start + batch, len(edits)))
+            todo = [i for i in span if keys[i] not in kept]
+            advance(len(span) - len(todo))
+            if not todo:
+                continue
+            found = values.search(lm, [edits[i] for i in todo], config, templates, advance=advance)
+            new = {keys[i]: _packed(found, j) for j, i in enumerate(todo)}
+            for store in stores:
+                store.put(new)
+            kept |= new
+    stacked = {name: torch.stack([kept[key][name] for key in keys]).to(lm.device) for name in _FIELDS}
+    return Found(**stacked), cached
+
+
+def _packed(found: Found, index: int) -> dict[str, Tensor]:
+    return {name: getattr(found, name)[index].detach().cpu().clone() for name in _FIELDS}
+
