@@ -1,0 +1,173 @@
+"""Asking a model many questions, each distinct one once, and remembering on disk what the unedited model said."""
+
+import hashlib
+import sqlite3
+import time
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from retcon import forward
+from retcon.forward import Scored
+from retcon.lm import LM
+
+__all__ = ["Answers", "Ids", "Pair", "Store"]
+
+Ids = tuple[int, ...]
+Pair = tuple[Ids, Ids]
+"""A prompt and a continuation of it."""
+
+Q = TypeVar("Q")
+
+_ROWS = 500  # keys in one query: well below SQLite's limit on variables
+
+
+class Answers:
+    """What a model says, in the state in which it is now: with the patches that are on while a method runs.
+
+    Attributes:
+        tokens: prompt and continuation tokens that `score` put through the model.
+        seconds: wall-clock time that `score` spent in the model.
+        cached: questions answered from the store.
+    """
+
+    def __init__(self, lm: LM, store: "Store | None" = None) -> None:
+        """Answers come from `store` where it has them and go into it; without one the model is always asked."""
+        self._lm, self._store = lm, store
+        self.tokens, self.seconds, self.cached = 0, 0.0, 0
+
+    def score(self, pairs: Iterable[Pair], *, batch_tokens: int = 4096) -> dict[Pair, Scored]:
+        """Teacher-forced scores of each continuation; a prompt with many continuations runs once."""
+        wanted = dict.fromkeys(pairs)
+        known = self._recall({pair: _key("score", *pair) for pair in wanted})
+        found = {pair: _scored(value) for pair, value in known.items()}
+        items: dict[Ids, list[Ids]] = {}
+        for prompt, continuation in wanted:
+            if (prompt, continuation) not in found:
+                items.setdefault(prompt, []).append(continuation)
+        if items:
+            started = time.perf_counter()
+            rows = [(list(prompt), [list(continuation) for continuation in rest]) for prompt, rest in items.items()]
+            scores = forward.score(self._lm, rows, batch_tokens=batch_tokens)
+            self.seconds += time.perf_counter() - started
+            self.tokens += sum(len(prompt) + sum(map(len, rest)) for prompt, rest in items.items())
+            new = {
+                (prompt, continuation): scored
+                for (prompt, rest), row in zip(items.items(), scores, strict=True)
+                for continuation, scored in zip(rest, row, strict=True)
+            }
+            self._keep({_key("score", *pair): _score_bytes(scored) for pair, scored in new.items()})
+            found |= new
+        return found
+
+    def greedy(self, prompts: Iterable[Ids], max_new_tokens: int, *, stop_at_eos: bool) -> dict[Ids, Ids]:
+        """The model's own continuation of each prompt, always taking the likeliest token."""
+        keys = {prompt: _key("greedy", prompt, (max_new_tokens, int(stop_at_eos))) for prompt in dict.fromkeys(prompts)}
+        found = {prompt: _ids(value) for prompt, value in self._recall(keys).items()}
+        missing = [prompt for prompt in keys if prompt not in found]
+        if missing:
+            rows = forward.greedy(
+                self._lm, [list(prompt) for prompt in missing], max_new_tokens=max_new_tokens, stop_at_eos=stop_at_eos
+            )
+            new = {prompt: tuple(row) for prompt, row in zip(missing, rows, strict=True)}
+            self._keep({keys[prompt]: _id_bytes(row) for prompt, row in new.items()})
+            found |= new
+        return found
+
+    def sample(self, prompts: Sequence[Ids], max_new_tokens: int, *, top_k: int, seed: int) -> list[Ids]:
+        """A random continuation of each prompt at temperature 1; kept as one, since they are drawn together."""
+        key = _key("sample", (max_new_tokens, top_k, seed), *prompts)
+        rows = self._recall({(n,): key + bytes([n]) for n in range(len(prompts))})
+        if len(rows) == len(prompts):
+            return [_ids(rows[(n,)]) for n in range(len(prompts))]
+        drawn = forward.sample(
+            self._lm, [list(prompt) for prompt in prompts], max_new_tokens=max_new_tokens, top_k=top_k, seed=seed
+        )
+        self._keep({key + bytes([n]): _id_bytes(tuple(row)) for n, row in enumerate(drawn)})
+        return [tuple(row) for row in drawn]
+
+    def _recall(self, keys: Mapping[Q, bytes]) -> dict[Q, bytes]:
+        if self._store is None:
+            return {}
+        values = self._store.get(keys.values())
+        known = {question: values[key] for question, key in keys.items() if key in values}
+        self.cached += len(known)
+        return known
+
+    def _keep(self, rows: Mapping[bytes, bytes]) -> None:
+        if self._store is not None:
+            self._store.put(rows)
+
+
+class Store:
+    """A file of keys and values that several processes may use at once and that a killed one leaves whole.
+
+    It only saves time: where it cannot be read or written (damaged, locked, full disk) the answers are asked for again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def get(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
+        """The values of those keys that are there."""
+        wanted, found = list(keys), dict[bytes, bytes]()
+        if not self._path.is_file():
+            return {}
+        try:
+            with closing(self._open()) as database:
+                for start in range(0, len(wanted), _ROWS):
+                    some = wanted[start : start + _ROWS]
+                    marks = ",".join("?" * len(some))
+                    found.update(database.execute(f"SELECT key, value FROM answers WHERE key IN ({marks})", some))
+        except sqlite3.OperationalError:
+            return {}
+        except sqlite3.DatabaseError:  # not a database any more: start anew
+            self._path.unlink(missing_ok=True)
+            return {}
+        return found
+
+    def put(self, rows: Mapping[bytes, bytes]) -> None:
+        """Keep the values, all of them or none."""
+        try:
+            with closing(self._open()) as database, database:
+                database.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows.items())
+        except sqlite3.DatabaseError:
+            return
+
+    def _open(self) -> sqlite3.Connection:
+        database = sqlite3.connect(self._path, timeout=30)
+        try:
+            database.execute("CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID")
+        except sqlite3.Error:
+            database.close()
+            raise
+        return database
+
+
+def _key(kind: str, *parts: Ids) -> bytes:
+    """A 16-byte name of a question; each part is hashed with its length, so no two questions run together."""
+    sha = hashlib.blake2b(kind.encode(), digest_size=16)
+    for part in parts:
+        sha.update(array("q", (len(part), *part)).tobytes())
+    return sha.digest()
+
+
+def _score_bytes(scored: Scored) -> bytes:
+    return np.asarray(scored.logprobs, dtype="<f8").tobytes() + bytes(map(int, scored.hits))
+
+
+def _scored(value: bytes) -> Scored:
+    tokens = len(value) // 9  # eight bytes of log probability and one of hit for each token
+    return Scored(np.frombuffer(value, "<f8", tokens).tolist(), [bool(hit) for hit in value[8 * tokens :]])
+
+
+def _id_bytes(ids: Ids) -> bytes:
+    return np.asarray(ids, dtype="<i8").tobytes()
+
+
+def _ids(value: bytes) -> Ids:
+    return tuple(np.frombuffer(value, "<i8").tolist())

@@ -1,0 +1,212 @@
+"""What to ask a model: the cases as token ids, made once for the unedited and the edited model."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from retcon import tokens
+from retcon.errors import RetconError
+from retcon.evaluate.answers import Ids, Pair
+from retcon.evaluate.prefixes import joined
+from retcon.lm import LM
+from retcon.metrics import METRICS
+from retcon.metrics.perplexity import windows
+from retcon.requests import Case
+
+__all__ = ["CaseQuestions", "Plan", "Question", "make", "pairs", "resolve", "text_pairs"]
+
+FIRST_TOKENS = 5
+"""How many greedy tokens specificity compares."""
+
+FLUENCY_TOKENS, FLUENCY_CASES = 100, 50
+"""Length of the text whose fluency is measured, and for how many cases (the first ones) it is written."""
+
+WINDOW, TEXT_TOKENS = 512, 8_000
+"""Perplexity: tokens in a window, tokens of the text in all."""
+
+_TEXT_LETTERS = 50 * TEXT_TOKENS  # no more of a long text is tokenised
+
+_PARTS = {"score": ("efficacy", "generalization", "specificity")}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A prompt, the edit's new answer to it, and the answers that were or are true (any of them counts)."""
+
+    text: str
+    prompt: Ids
+    new: Ids
+    true: tuple[Ids, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CaseQuestions:
+    """All that is asked for one case."""
+
+    edit: Question
+    prefixed: tuple[Question, ...]
+    paraphrases: tuple[Question, ...]
+    neighbours: tuple[Question, ...]
+    opening: Ids | None
+    """Where free text begins, for the cases whose fluency is measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything to ask of a model, and the figures that are wanted from it."""
+
+    wanted: frozenset[str]
+    """Names of `METRICS`, those that others are made of included."""
+    cases: tuple[CaseQuestions, ...]
+    windows: tuple[Pair, ...]
+    """The text for perplexity: what is given and what is scored."""
+
+
+def resolve(asked: Sequence[str]) -> frozenset[str]:
+    """The figures asked for and those they are made of.
+
+    Raises:
+        RetconError: a name is not known.
+    """
+    for name in asked:
+        if name not in METRICS:
+            raise RetconError(f"there is no metric {name!r}; choose from {', '.join(METRICS)}")
+    return frozenset(asked).union(*(_PARTS.get(name, ()) for name in asked))
+
+
+def make(
+    lm: LM, cases: Sequence[Case], wanted: frozenset[str], prefixes: Sequence[str], text: str | Path | None
+) -> Plan:
+    """Turn cases, prefixes and the text for perplexity into token ids, leaving out what no wanted figure needs."""
+    encoder = _Encoder(lm)
+    limit = _positions(lm)
+    questions = []
+    for n, case in enumerate(cases):
+        edit = case.edit
+        old = () if edit.old is None else (edit.old,)
+        opening = encoder.ids((*case.generation_prompts, edit.text)[0]) if "fluency" in wanted else None
+        if n >= FLUENCY_CASES or (limit and opening and len(opening) + FLUENCY_TOKENS > limit):
+            opening = None
+        questions.append(
+            CaseQuestions(
+                edit=encoder.question(edit.text, edit.target, old),
+                prefixed=tuple(encoder.question(joined(prefix, edit.text), edit.target) for prefix in prefixes),
+                paraphrases=tuple(
+                    encoder.question(prompt, edit.target, old)
+                    for prompt in case.paraphrases
+                    if wanted & {"generalization", "generalization_prob"}
+                ),
+                neighbours=tuple(
+                    encoder.question(probe.prompt, edit.target, probe.answers)
+                    for probe in case.neighbours
+                    if wanted & {"specificity", "specificity_prob"}
+                ),
+                opening=opening,
+            )
+        )
+    asks_text = wanted & {"perplexity", "log_perplexity"}
+    return Plan(wanted, tuple(questions), tuple(text_pairs(lm, text) if asks_text else ()))
+
+
+def pairs(plan: Plan, first: Mapping[Ids, Ids]) -> Iterator[Pair]:
+    """Every (prompt, continuation) whose score the wanted figures need.
+
+    Args:
+        plan: what is asked.
+        first: the unedited model's first greedy tokens at neighbour prompts, empty for the unedited model itself.
+    """
+    wanted = plan.wanted
+    for case in plan.cases:
+        groups: tuple[tuple[str, str, Sequence[Question]], ...] = (
+            ("efficacy", "efficacy_prob", (case.edit,)),
+            ("efficacy_prefixed", "", case.prefixed),
+            ("generalization", "generalization_prob", case.paraphrases),
+            ("", "specificity_prob", case.neighbours),
+        )
+        for strict, prob, questions in groups:
+            for question in questions:
+                if strict in wanted or (prob in wanted and question.true):
+                    yield question.prompt, question.new
+                if prob in wanted:
+                    yield from ((question.prompt, true) for true in question.true)
+        if "specificity" in wanted:
+            yield from ((question.prompt, first[question.prompt]) for question in case.neighbours if first)
+
+
+def text_pairs(lm: LM, text: str | Path | None) -> list[Pair]:
+    """The windows of a text (the shipped one by default): what is given, and the tokens to score.
+
+    Where the tokenizer begins texts with a special token, each window begins with it and all its tokens are scored;
+    elsewhere a window's first token is only given.
+    """
+    start, _ = tokens.special_ids(lm)
+    ids = tokens.encode(lm, read(text)[:_TEXT_LETTERS])
+    body = ids[len(start) :] if ids[: len(start)] == start else ids
+    limit = _positions(lm)
+    size = WINDOW if limit is None else min(WINDOW, limit - len(start))
+    found = []
+    for window in windows(body, size, TEXT_TOKENS):
+        given = (*start, *window[: 0 if start else 1])
+        scored = tuple(window[0 if start else 1 :])
+        if scored:
+            found.append((tuple(given), scored))
+    return found
+
+
+def read(text: str | Path | None) -> str:
+    """The text itself, what a file holds, or the text shipped with the package.
+
+    Raises:
+        RetconError: the file cannot be read, or there is no text.
+    """
+    if text is None:
+        return resources.files("retcon").joinpath("data", "perplexity.txt").read_text(encoding="utf-8")
+    if isinstance(text, Path):
+        try:
+            text = text.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RetconError(f"{text} cannot be read as UTF-8 text ({error}); give another text file") from None
+    if not text.strip():
+        raise RetconError("the text for perplexity is empty; give some paragraphs, or none to use the shipped ones")
+    return text
+
+
+class _Encoder:
+    """Texts to ids, each text once: neighbour prompts come back in many cases."""
+
+    def __init__(self, lm: LM) -> None:
+        self._lm = lm
+        self._prompts: dict[str, tuple[str, Ids]] = {}
+        self._targets: dict[tuple[str, str], Ids] = {}
+
+    def ids(self, prompt: str) -> Ids:
+        return self._rendered(prompt)[1]
+
+    def question(self, prompt: str, new: str, true: Sequence[str] = ()) -> Question:
+        target = self._target(prompt, new)
+        # Where the new answer is also the right one, there is nothing to prefer.
+        others = [ids for ids in (self._target(prompt, answer) for answer in true) if ids != target]
+        return Question(prompt, self.ids(prompt), target, tuple(others) if len(others) == len(true) else ())
+
+    def _rendered(self, prompt: str) -> tuple[str, Ids]:
+        if prompt not in self._prompts:
+            text = self._lm.render(prompt)
+            self._prompts[prompt] = text, tuple(tokens.encode(self._lm, text))
+        return self._prompts[prompt]
+
+    def _target(self, prompt: str, target: str) -> Ids:
+        # The ids depend on the prompt only through its last letter, which says whether a space is due.
+        text, _ = self._rendered(prompt)
+        key = (text[-1:], target)
+        if key not in self._targets:
+            self._targets[key] = tuple(tokens.target_ids(self._lm, text, target))
+        return self._targets[key]
+
+
+def _positions(lm: LM) -> int | None:
+    """The number of positions the model knows, None where it sets no limit."""
+    config: Any = lm.model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+    return limit if isinstance(limit, int) and limit > 0 else None

@@ -1,0 +1,68 @@
+"""What it takes to repeat an evaluation."""
+
+import hashlib
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from retcon import __version__, tokens
+from retcon.lm import LM
+from retcon.patch import Patch, active
+
+__all__ = ["hardware", "model", "of_patch", "text_sha256", "versions"]
+
+
+def model(lm: LM) -> dict[str, Any]:
+    """Which weights, in which form, and how prompts reach them."""
+    before, _ = tokens.special_ids(lm)
+    return {
+        "name": lm.name,
+        "revision": lm.revision,
+        "fingerprint": lm.fingerprint(),
+        "family": lm.arch.family,
+        "dtype": str(lm.dtype).removeprefix("torch."),
+        "device": str(lm.device),
+        "chat": lm.chat,
+        "patches_on": [patch.id for patch in active(lm.model)],
+        "bos": [str(lm.tokenizer.convert_ids_to_tokens(token)) for token in before],
+    }
+
+
+def of_patch(patch: Patch | None) -> dict[str, Any] | None:
+    """Which patch was on."""
+    if patch is None:
+        return None
+    return {"id": patch.id, "parent": patch.parent, "method": patch.method, "edits": len(patch.edits)}
+
+
+def versions() -> dict[str, str]:
+    """Of what computed the figures."""
+    return {
+        "retcon": __version__,
+        "torch": str(torch.__version__),
+        "transformers": str(transformers.__version__),
+        "python": platform.python_version(),
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """The processor, the threads in use, and the accelerator if there is one."""
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": _cpu(), "threads": torch.get_num_threads(), "accelerator": accelerator}
+
+
+def text_sha256(text: str) -> str:
+    """SHA-256 (hex) of a text's UTF-8 bytes."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()

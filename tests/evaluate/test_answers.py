@@ -1,0 +1,142 @@
+"""Asking each question once, and the store on disk."""
+
+import sqlite3
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retcon import forward
+from retcon.evaluate.answers import Answers, Store
+from retcon.forward import Scored
+from retcon.lm import LM
+from retcon.testing import tiny_model, tiny_tokenizer
+
+PROMPT, OTHER = (1, 20, 21, 22), (1, 30, 31)
+
+
+@pytest.fixture(scope="module")
+def lm() -> LM:
+    return LM.wrap(tiny_model("llama"), tiny_tokenizer())
+
+
+class Counting:
+    """Counts what reaches the model."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.items: list[Any] = []
+        for name in ("score", "greedy", "sample"):
+            monkeypatch.setattr(forward, name, self._counted(getattr(forward, name)))
+
+    def _counted(self, function: Any) -> Any:
+        def counted(lm: LM, items: Sequence[Any], **options: Any) -> Any:
+            self.items += items
+            return function(lm, items, **options)
+
+        return counted
+
+
+def test_a_prompt_runs_once_with_all_its_distinct_continuations(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Counting(monkeypatch)
+    answers = Answers(lm)
+    answers.score([(PROMPT, (5,)), (OTHER, (6,)), (PROMPT, (7, 8)), (PROMPT, (5,))])
+    assert seen.items == [(list(PROMPT), [[5], [7, 8]]), (list(OTHER), [[6]])]
+    assert answers.tokens == 4 + 1 + 2 + 3 + 1
+    assert answers.seconds > 0
+
+
+def test_scores_are_those_of_the_model(lm: LM) -> None:
+    found = Answers(lm).score([(PROMPT, (5,)), (PROMPT, (7, 8))])
+    expected = forward.score(lm, [(list(PROMPT), [[5], [7, 8]])])[0]
+    assert found[PROMPT, (7, 8)].logprobs == pytest.approx(expected[1].logprobs, abs=1e-5)
+    assert found[PROMPT, (5,)].hits == expected[0].hits
+
+
+def test_a_second_time_only_new_questions_reach_the_model(
+    lm: LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = Counting(monkeypatch)
+    store = Store(tmp_path / "answers.sqlite")
+    first = Answers(lm, store).score([(PROMPT, (5,)), (PROMPT, (7, 8))])
+    seen.items.clear()
+    again = Answers(lm, store)
+    assert again.score([(PROMPT, (7, 8)), (PROMPT, (5,))]) == first
+    assert (seen.items, again.cached, again.tokens) == ([], 2, 0)
+    again.score([(PROMPT, (5,)), (PROMPT, (9,))])
+    assert seen.items == [(list(PROMPT), [[9]])]
+
+
+def test_generations_come_back_from_the_store(lm: LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Counting(monkeypatch)
+    store = Store(tmp_path / "answers.sqlite")
+    greedy = Answers(lm, store).greedy([PROMPT, OTHER, PROMPT], 4, stop_at_eos=False)
+    drawn = Answers(lm, store).sample([PROMPT, OTHER, PROMPT], 4, top_k=50, seed=3)
+    assert len(seen.items) == 2 + 3
+    assert greedy[PROMPT] == tuple(forward.greedy(lm, [list(PROMPT)], max_new_tokens=4, stop_at_eos=False)[0])
+    seen.items.clear()
+    assert Answers(lm, store).greedy([OTHER, PROMPT], 4, stop_at_eos=False) == greedy
+    assert Answers(lm, store).sample([PROMPT, OTHER, PROMPT], 4, top_k=50, seed=3) == drawn
+    assert seen.items == []
+    Answers(lm, store).greedy([PROMPT], 5, stop_at_eos=False)
+    Answers(lm, store).greedy([PROMPT], 4, stop_at_eos=True)
+    Answers(lm, store).sample([PROMPT, OTHER, PROMPT], 4, top_k=50, seed=4)
+    assert len(seen.items) == 1 + 1 + 3
+
+
+def test_scores_survive_the_store_exactly(lm: LM, tmp_path: Path) -> None:
+    scored = Scored([-0.1234567890123, -1e-9, -700.5], [True, False, True])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forward, "score", lambda *_, **__: [[scored]])
+        Answers(lm, Store(tmp_path / "a.sqlite")).score([(PROMPT, (1, 2, 3))])
+    assert Answers(lm, Store(tmp_path / "a.sqlite")).score([(PROMPT, (1, 2, 3))]) == {(PROMPT, (1, 2, 3)): scored}
+
+
+def test_a_store_that_is_not_there_is_empty_and_reading_makes_no_file(tmp_path: Path) -> None:
+    assert Store(tmp_path / "none.sqlite").get([b"key"]) == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_many_keys_are_found_at_once(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a.sqlite")
+    rows = {n.to_bytes(4, "big"): bytes([n % 256]) for n in range(2_500)}
+    store.put(rows)
+    assert store.get([*rows, b"unknown"]) == rows
+
+
+@pytest.mark.parametrize("content", [b"not a database at all" * 100, b""])
+def test_a_damaged_store_is_started_anew(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.sqlite"
+    path.write_bytes(content)
+    store = Store(path)
+    assert store.get([b"key"]) == {}
+    store.put({b"key": b"value"})
+    assert store.get([b"key"]) == {b"key": b"value"}
+
+
+def test_a_store_that_cannot_be_written_only_costs_time(tmp_path: Path) -> None:
+    store = Store(tmp_path / "missing" / "a.sqlite")
+    store.put({b"key": b"value"})
+    assert store.get([b"key"]) == {}
+
+
+def test_what_was_not_committed_is_not_there(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a.sqlite")
+    store.put({b"old": b"1"})
+    killed = sqlite3.connect(tmp_path / "a.sqlite")
+    killed.execute("INSERT INTO answers VALUES (?, ?)", (b"new", b"2"))
+    killed.close()
+    assert store.get([b"old", b"new"]) == {b"old": b"1"}
+
+
+def test_several_writers_share_one_store(tmp_path: Path) -> None:
+    path = tmp_path / "a.sqlite"
+
+    def put(start: int) -> None:
+        for n in range(start, start + 10):
+            Store(path).put({n.to_bytes(4, "big"): b"value"})
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(put, range(0, 40, 10)))
+    assert len(Store(path).get(n.to_bytes(4, "big") for n in range(40))) == 40

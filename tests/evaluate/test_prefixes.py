@@ -1,0 +1,48 @@
+"""Texts before the prompt."""
+
+import pytest
+
+from retcon import forward, tokens
+from retcon.evaluate.answers import Answers
+from retcon.evaluate.prefixes import SEED_WORDS, checked, joined, written
+from retcon.lm import LM
+from retcon.testing import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def lm() -> LM:
+    return LM.wrap(tiny_model("llama"), tiny_tokenizer())
+
+
+def test_seed_words_are_ten_and_none_of_the_searchs() -> None:
+    assert len(set(SEED_WORDS)) == 10
+    assert not set(SEED_WORDS) & {"The", "Therefore", "Because", "I", "You"}
+
+
+def test_the_same_seed_writes_the_same_ten_texts_and_another_seed_others(lm: LM) -> None:
+    first = written(lm, Answers(lm), 0)
+    assert first == written(lm, Answers(lm), 0)
+    assert len(first) == 10
+    assert first != written(lm, Answers(lm), 1)
+
+
+def test_each_text_begins_with_its_seed_word_on_one_line(lm: LM) -> None:
+    for word, text in zip(SEED_WORDS, written(lm, Answers(lm), 0), strict=True):
+        assert text.startswith(word)
+        assert text == " ".join(text.split())
+        assert "\ufffd" not in text
+        assert len(tokens.encode(lm, word)) <= len(tokens.encode(lm, text))
+
+
+def test_a_model_with_nothing_to_say_leaves_the_word(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "sample", lambda _lm, prompts, **_: [[] for _ in prompts])
+    assert written(lm, Answers(lm), 0) == list(SEED_WORDS)
+
+
+def test_a_prefix_is_a_sentence_of_its_own() -> None:
+    assert joined("It rained", "Lima is in") == "It rained. Lima is in"
+    assert joined("Did it rain?", "Lima is in") == "Did it rain? Lima is in"
+
+
+def test_empty_prefixes_of_the_user_are_left_out() -> None:
+    assert checked([" It rained ", "", " "]) == ["It rained"]

@@ -1,0 +1,35 @@
+"""The report as data."""
+
+import json
+import math
+
+from retcon.evaluate import Report
+
+REPORT = Report(
+    n=2,
+    metrics={"efficacy": 1.0, "generalization": None},
+    before={"efficacy": 0.0, "generalization": None},
+    seconds=1.5,
+    intervals={"efficacy": (0.5, 1.0)},
+    provenance={"patch": {"id": "ab", "edits": 2}, "seed": 0},
+    cases=[{"id": "é", "metrics": {"efficacy": 1.0}}],
+)
+
+
+def test_json_begins_with_what_a_script_reads() -> None:
+    assert list(json.loads(REPORT.to_json()))[:4] == ["n", "metrics", "before", "seconds"]
+    assert REPORT.to_json(indent=None).startswith('{"n": 2, "metrics": {"efficacy": 1.0, "generalization": null}')
+
+
+def test_json_round_trip() -> None:
+    assert Report.from_json(REPORT.to_json()) == REPORT
+
+
+def test_numbers_that_are_not_finite_become_null() -> None:
+    ruined = Report(n=1, metrics={"perplexity": math.inf, "log_perplexity": math.nan}, before={}, seconds=0.0)
+    assert json.loads(ruined.to_json())["metrics"] == {"perplexity": None, "log_perplexity": None}
+
+
+def test_a_report_knows_whether_a_patch_was_on() -> None:
+    assert REPORT.edited
+    assert not Report(n=0, metrics={}, before={}, seconds=0.0, provenance={"patch": None}).edited
