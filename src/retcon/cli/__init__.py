@@ -1,0 +1,5 @@
+"""The command `retcon`."""
+
+from retcon.cli.app import main
+
+__all__ = ["main"]

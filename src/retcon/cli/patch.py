@@ -1,0 +1,190 @@
+"""`retcon patch`: look into patches, compose them, fold them into a model, export them."""
+
+import functools
+import operator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from retcon.cli.common import ModelOptions, OutputOptions, load_patch
+from retcon.cli.screen import Screen, screen
+from retcon.errors import RetconError
+
+if TYPE_CHECKING:
+    from retcon.patch import Patch
+
+__all__ = ["compose", "export", "merge", "scale", "show", "verify"]
+
+DEFAULT_MODEL = ModelOptions()
+DEFAULT_OUTPUT = OutputOptions()
+SHOWN = 10
+
+
+def show(patch: Path, /, *, output: OutputOptions = DEFAULT_OUTPUT) -> None:
+    """Say what a patch holds: its edits, how they were made, what it was made for.
+
+    Parameters
+    ----------
+    patch
+        The folder of the patch.
+    """
+    with screen(output) as shown:
+        loaded = _load(patch)
+        shown.table(["what", "value"], _facts(loaded))
+        edits = loaded.edits
+        rows = ((_text(edit), edit.get("target_true") or "–", edit["target_new"]) for edit in edits[:SHOWN])
+        shown.table(["prompt", "old", "new"], rows)
+        if len(edits) > SHOWN:
+            shown.say(f"... and {len(edits) - SHOWN} more edits; --json lists them all")
+        shown.result(_summary(loaded) | {"history": [step.to_dict() for step in loaded.history], "info": loaded.info})
+
+
+def verify(patch: Path, /, *, against: str | None = None, output: OutputOptions = DEFAULT_OUTPUT) -> None:
+    """Check a patch's files, and that it fits a model.
+
+    Parameters
+    ----------
+    patch
+        The folder of the patch.
+    against
+        The model to check it against; without one only the files are checked.
+    """
+    with screen(output) as shown:
+        loaded = _load(patch)
+        if against is not None:
+            lm = ModelOptions(model=against).load()
+            with loaded.on(lm.model):
+                pass
+        shown.say(f"Patch {loaded.id} is whole" + ("." if against is None else f" and fits {against}."))
+        shown.result({"patch": loaded.id, "whole": True, "fits": None if against is None else True})
+
+
+def merge(
+    patch: Path, /, *, out: Path, model: ModelOptions = DEFAULT_MODEL, output: OutputOptions = DEFAULT_OUTPUT
+) -> None:
+    """Fold a patch into a model's weights and write the model to a folder that plain transformers loads.
+
+    Parameters
+    ----------
+    patch
+        The folder of the patch.
+    out
+        The folder for the edited model.
+    """
+    with screen(output) as shown:
+        _export_model(shown, _load(patch), model, out)
+
+
+def compose(*patches: Path, out: Path, output: OutputOptions = DEFAULT_OUTPUT) -> None:
+    """Join patches into one, in the order given: each made on top of those before it, or independent of them.
+
+    Parameters
+    ----------
+    patches
+        The folders of two or more patches.
+    out
+        The folder for the joined patch.
+    """
+    if len(patches) < 2:
+        raise RetconError("compose joins two or more patches; name their folders in order")
+    with screen(output) as shown:
+        _save(shown, functools.reduce(operator.add, [_load(folder) for folder in patches]), out)
+
+
+def scale(patch: Path, factor: float, /, *, out: Path, output: OutputOptions = DEFAULT_OUTPUT) -> None:
+    """Make a patch's effect stronger (above 1) or weaker (below 1).
+
+    Parameters
+    ----------
+    patch
+        The folder of the patch.
+    factor
+        What to multiply the change of the weights by.
+    out
+        The folder for the scaled patch.
+    """
+    with screen(output) as shown:
+        _save(shown, _load(patch).scale(factor), out)
+
+
+def export(
+    patch: Path,
+    /,
+    *,
+    format: Literal["peft", "model"],
+    out: Path,
+    rank: int | None = None,
+    model: ModelOptions = DEFAULT_MODEL,
+    output: OutputOptions = DEFAULT_OUTPUT,
+) -> None:
+    """Write a patch as a PEFT adapter (exact; no model is loaded) or as a whole edited model.
+
+    Parameters
+    ----------
+    patch
+        The folder of the patch.
+    format
+        peft: a LoRA adapter that PEFT, transformers and vLLM load. model: a folder that plain transformers loads.
+    out
+        The folder to write.
+    rank
+        For peft and changes that are not low-rank: the rank to cut them to; the error is stated.
+    """
+    with screen(output) as shown:
+        loaded = _load(patch)
+        if format == "model":
+            _export_model(shown, loaded, model, out)
+            return
+        made = loaded.to_lora(out, rank=rank)
+        needed = made.max_lora_rank
+        serve = "which is more than vLLM serves" if needed is None else f"vLLM needs --max-lora-rank {needed}"
+        worst = max(made.errors.values(), default=0.0)
+        lost = f", {worst:.1%} of the change lost in the worst module" if worst else ", exact"
+        shown.say(f"Written: {out}, a PEFT adapter of rank {made.rank}{lost}; {serve}.")
+        facts = {"patch": loaded.id, "out": str(out), "format": "peft", "rank": made.rank}
+        shown.result(facts | {"max_lora_rank": needed, "errors": made.errors})
+
+
+def _load(folder: Path) -> "Patch":
+    loaded = load_patch(folder)
+    assert loaded is not None  # only a folder of None is no patch
+    return loaded
+
+
+def _save(shown: Screen, made: "Patch", out: Path) -> None:
+    made.save(out)
+    shown.say(f"Written: {out}, patch {made.id} with {len(made.edits)} edits.")
+    shown.result(_summary(made) | {"out": str(out)})
+
+
+def _export_model(shown: Screen, loaded: "Patch", model: ModelOptions, out: Path) -> None:
+    lm = model.load()
+    lost = loaded.export_model(lm.model, lm.tokenizer, out)
+    shown.say(f"Written: {out}, the edited model; AutoModelForCausalLM.from_pretrained({str(out)!r}) loads it.")
+    shown.result({"patch": loaded.id, "out": str(out), "format": "model", "lost": lost})
+
+
+def _summary(loaded: "Patch") -> dict[str, Any]:
+    return {
+        "patch": loaded.id,
+        "method": loaded.method,
+        "n": len(loaded.edits),
+        "parent": loaded.parent,
+        "base": loaded.base.to_dict(),
+        "modules": {path: {"shape": list(entry.shape), "rank": entry.rank} for path, entry in loaded.entries.items()},
+    }
+
+
+def _facts(loaded: "Patch") -> list[tuple[str, str]]:
+    steps = [f"{step.method}: {len(step.edits)} edits, seed {step.seed}" for step in loaded.history]
+    modules = [f"{path} rank {entry.rank}" for path, entry in loaded.entries.items()]
+    return [
+        ("patch", loaded.id),
+        ("made for", loaded.base.title),
+        ("on top of", loaded.parent or "nothing"),
+        ("steps", "\n".join(steps)),
+        ("changes", "\n".join(modules)),
+    ]
+
+
+def _text(edit: dict[str, Any]) -> str:
+    return str(edit["prompt"]).replace("{}", edit.get("subject") or "{}", 1)

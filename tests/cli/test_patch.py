@@ -1,0 +1,69 @@
+"""`retcon patch`: what the library does with patches, from the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import FAST, Retcon
+
+from retcon.patch import Patch
+
+
+def test_show_tells_what_a_patch_holds(retcon: Retcon, patch: Path) -> None:
+    loaded = Patch.load(patch)
+    said = retcon("patch", "show", patch)
+    assert loaded.id in said.out
+    assert "Ada Lovelace" in said.out
+    found = retcon("patch", "show", patch, "--json").json
+    assert (found["patch"], found["n"], len(found["history"][0]["edits"])) == (loaded.id, 4, 4)
+
+
+def test_verify_finds_a_whole_patch_and_its_model(retcon: Retcon, patch: Path, model: str) -> None:
+    assert retcon("patch", "verify", patch, "--json").json["fits"] is None
+    assert "fits" in retcon("patch", "verify", patch, "--against", model).out
+
+
+def test_verify_refuses_an_altered_patch(retcon: Retcon, patch: Path) -> None:
+    file = patch / "patch.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    said = retcon("patch", "verify", patch)
+    assert (said.code, said.err.count("\n")) == (2, 1)
+
+
+def test_compose_joins_in_order_and_refuses_the_same_twice(
+    retcon: Retcon, model: str, edits: Path, patch: Path, tmp_path: Path
+) -> None:
+    alone = tmp_path / "alone.jsonl"
+    alone.write_text(json.dumps({"prompt": "{} is worn on", "subject": "A hat", "target_new": "feet"}) + "\n")
+    retcon("edit", "--model", model, "--edits", alone, "--out", tmp_path / "b", *FAST)
+    found = retcon("patch", "compose", patch, tmp_path / "b", "--out", tmp_path / "both", "--json").json
+    assert found["n"] == len(Patch.load(tmp_path / "both").edits) == 5
+    said = retcon("patch", "compose", patch, patch, "--out", tmp_path / "twice")
+    assert (said.code, (tmp_path / "twice").exists()) == (2, False)
+    assert retcon("patch", "compose", patch, "--out", tmp_path / "one").code == 2
+
+
+@pytest.mark.parametrize("factor", ["0.5", "-1"])
+def test_scale_multiplies_the_change(retcon: Retcon, patch: Path, tmp_path: Path, factor: str) -> None:
+    assert retcon("patch", "scale", patch, factor, "--out", tmp_path / "scaled").code == 0
+    old, new = Patch.load(patch), Patch.load(tmp_path / "scaled")
+    for path, entry in old.entries.items():
+        assert new.entries[path].delta().allclose(entry.delta() * float(factor), atol=1e-6)
+
+
+@pytest.mark.parametrize("command", [["merge"], ["export", "--format", "model"]])
+def test_a_merged_model_loads(retcon: Retcon, patch: Path, model: str, tmp_path: Path, command: list[str]) -> None:
+    said = retcon("patch", *command, patch, "--model", model, "--out", tmp_path / "merged", "--json")
+    assert said.code == 0
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+    prompt = "Ada Lovelace is located in the city of"
+    merged = retcon("ask", "--model", tmp_path / "merged", prompt, "--json").json["answers"][0]["before"]
+    assert merged == retcon("ask", "--model", model, "--patch", patch, prompt, "--json").json["answers"][0]["after"]
+
+
+def test_an_adapter_is_written(retcon: Retcon, patch: Path, tmp_path: Path) -> None:
+    found = retcon("patch", "export", patch, "--format", "peft", "--out", tmp_path / "lora", "--json").json
+    assert (tmp_path / "lora" / "adapter_config.json").is_file()
+    assert found["max_lora_rank"] >= found["rank"]
