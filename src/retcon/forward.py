@@ -18,6 +18,7 @@ from transformers import GenerationConfig
 from transformers.cache_utils import Cache, DynamicCache
 
 from retcon import hooks, progress
+from retcon.errors import RequestError
 from retcon.lm import LM
 
 __all__ = [
@@ -183,12 +184,23 @@ def score(
 
     Returns:
         One list an item, one `Scored` a continuation, in order.
+
+    Raises:
+        RequestError: a prompt or a continuation has no token.
     """
+    _refuse_empty([prompt for prompt, _ in items], "prompt")
+    _refuse_empty([text for _, continuations in items for text in continuations], "continuation")
     if not cache_holds(lm):
         split = [(prompt, [c]) for prompt, continuations in items for c in continuations]
         flat = iter(_score(lm, split, batch_tokens, label))
         return [[next(flat)[0] for _ in continuations] for _, continuations in items]
     return _score(lm, items, batch_tokens, label)
+
+
+def _refuse_empty(rows: Sequence[Sequence[int]], name: str) -> None:
+    """An empty row would be read at a column of padding."""
+    if any(not row for row in rows):
+        raise RequestError(f"a {name} has no token; write at least one character")
 
 
 def _score(
@@ -409,6 +421,7 @@ def _generate(
     batch_tokens: int,
     label: str,
 ) -> list[list[int]]:
+    _refuse_empty(prompts, "prompt")
     ends = set(_end_ids(lm)) if stop_at_eos else set()
     new = int(config.max_new_tokens or 0)
     found: list[list[int]] = [[] for _ in prompts]

@@ -10,7 +10,17 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-__all__ = ["StopForward", "bypassed", "hidden", "record", "replace", "rewritten", "rewritten_input", "stoppable"]
+__all__ = [
+    "StopForward",
+    "bypassed",
+    "hidden",
+    "record",
+    "replace",
+    "rewritten",
+    "rewritten_input",
+    "stoppable",
+    "unflattened",
+]
 
 
 class StopForward(Exception):  # noqa: N818 - control flow, not an error
@@ -28,6 +38,11 @@ def hidden(output: Any) -> Tensor:
 def replace(output: Any, states: Tensor) -> Any:
     """`output` with its hidden states replaced by `states`, of the same kind (tensor or tuple)."""
     return (states, *output[1:]) if isinstance(output, tuple) else states
+
+
+def unflattened(states: Tensor, rows: int) -> Tensor:
+    """States as (rows, width, d): OPT flattens rows and columns around its MLP."""
+    return states.view(rows, -1, states.shape[-1]) if states.ndim == 2 else states
 
 
 def _first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
@@ -55,7 +70,7 @@ def record(
                 raise StopForward
 
         def on_output(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-            seen[name] = hidden(output)
+            seen[name] = hidden(output).clone()  # some models go on to add to it in place (falcon)
             if name == stop_after:
                 raise StopForward
 

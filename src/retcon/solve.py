@@ -19,8 +19,8 @@ __all__ = ["Factors", "Metric", "cholesky", "equality", "rank_one", "ridge", "sh
 class Factors:
     """A low-rank change `U @ V.T` of a weight in (out, in) orientation, fp64."""
 
-    U: Float[Tensor, "d r"]  # noqa: N815
-    V: Float[Tensor, "d_k r"]  # noqa: N815
+    U: Float[Tensor, "d r"]
+    V: Float[Tensor, "d_k r"]
 
     def dense(self) -> Float[Tensor, "d d_k"]:
         """The change as one matrix; for tests and small models."""
@@ -67,15 +67,15 @@ def cholesky(matrix: Float[Tensor, "d_k d_k"]) -> Metric:
         )
         if not int(failed):
             if eps:
-                warnings.warn(f"the metric is singular; a ridge of {eps:g} of its mean diagonal was added", stacklevel=2)
+                warnings.warn(
+                    f"the metric is singular; a ridge of {eps:g} of its mean diagonal was added", stacklevel=2
+                )
             return Metric(lower)
         eps = 10 * eps if eps else 1e-8
     raise ValueError("the metric is not positive definite; compute the statistics again with more tokens")
 
 
-def ridge(
-    keys: Float[Tensor, "d_k n"], residuals: Float[Tensor, "d n"], metric: Metric
-) -> Factors:
+def ridge(keys: Float[Tensor, "d_k n"], residuals: Float[Tensor, "d n"], metric: Metric) -> Factors:
     """Minimise `tr(Delta M Delta^T) + |Delta K - R|^2` (MEMIT, arXiv 2210.07229, eq. 14, with M = lambda C).
 
         A = M^{-1} K,  G = K^T A,  Delta = R (I + G)^{-1} A^T      for N <= d_k
@@ -94,9 +94,7 @@ def ridge(
     return Factors(residuals, cholesky(total).solve(keys))
 
 
-def equality(
-    keys: Float[Tensor, "d_k n"], residuals: Float[Tensor, "d n"], metric: Metric
-) -> Factors:
+def equality(keys: Float[Tensor, "d_k n"], residuals: Float[Tensor, "d n"], metric: Metric) -> Factors:
     """Minimise `tr(Delta M Delta^T)` subject to `Delta K = R` exactly: `Delta = R (K^T M^{-1} K)^{-1} (M^{-1} K)^T`.
 
     Raises:
@@ -113,9 +111,7 @@ def equality(
     return Factors((torch.cholesky_solve((residuals * scale).T, lower) * scale[:, None]).T, answer)
 
 
-def rank_one(
-    key: Float[Tensor, " d_k"], residual: Float[Tensor, " d"], metric: Metric
-) -> tuple[Factors, float]:
+def rank_one(key: Float[Tensor, " d_k"], residual: Float[Tensor, " d"], metric: Metric) -> tuple[Factors, float]:
     """The rank-one change that sends `key` to `key`'s present output plus `residual` (ROME, arXiv 2202.05262, eq. 2).
 
         u = M^{-1} k,   Delta = residual u^T / (k . u)

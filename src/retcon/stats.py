@@ -106,7 +106,7 @@ def _collect(lm: LM, paths: Sequence[str], rows: list[list[int]]) -> dict[str, T
                 forward.call(lm, aligned.ids, aligned.mask, aligned.positions)
             real = aligned.mask.bool()
             for path, states in seen.items():
-                keys = states[real].float()
+                keys = hooks.unflattened(states, len(batch))[real].float()
                 product = (keys.T @ keys).double()
                 sums[path] = sums[path].add_(product) if path in sums else product
             advance(int(real.sum()))

@@ -27,7 +27,11 @@ def digest(*parts: Any) -> str:
     """SHA-256 (hex) of JSON-able `parts`; bytes are hashed as they are."""
     sha = hashlib.sha256()
     for part in parts:
-        data = part if isinstance(part, bytes | memoryview) else json.dumps(part, sort_keys=True, ensure_ascii=False).encode()
+        data = (
+            part
+            if isinstance(part, bytes | memoryview)
+            else json.dumps(part, sort_keys=True, ensure_ascii=False).encode()
+        )
         sha.update((data.nbytes if isinstance(data, memoryview) else len(data)).to_bytes(8, "little"))
         sha.update(data)
     return sha.hexdigest()

@@ -157,7 +157,9 @@ class Sweep:
             forward.call(lm, chunk.rows.ids, chunk.rows.mask, chunk.rows.positions)
         if self._keep:
             chunk.states = inputs[block]
-        seen = {"key": inputs[projection][:, -1]}
+        rows = len(chunk.rows)
+        seen = {"key": hooks.unflattened(inputs[projection], rows)[:, -1]}
         if chunk.bare:
-            seen |= {"state": outputs[last][:, -1], "output": outputs[projection][:, -1]}
+            output = hooks.unflattened(outputs[projection], rows)
+            seen |= {"state": outputs[last][:, -1], "output": output[:, -1]}
         return seen

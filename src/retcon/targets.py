@@ -59,7 +59,9 @@ class Store:
 
     def put(self, items: dict[str, dict[str, Tensor]]) -> None:
         """Keep targets, all of them or none."""
-        rows = [(key, save({name: tensor.contiguous() for name, tensor in item.items()})) for key, item in items.items()]
+        rows = [
+            (key, save({name: tensor.contiguous() for name, tensor in item.items()})) for key, item in items.items()
+        ]
         with closing(self._open()) as connection, connection:
             connection.executemany("INSERT OR REPLACE INTO targets VALUES (?, ?)", rows)
 
@@ -110,4 +112,3 @@ def find(
 
 def _packed(found: Found, index: int) -> dict[str, Tensor]:
     return {name: getattr(found, name)[index].detach().cpu().clone() for name in _FIELDS}
-

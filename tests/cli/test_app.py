@@ -1,8 +1,8 @@
 """The command as a whole: speed of --help, errors in one sentence, exit codes."""
 
+import os
 import subprocess
 import sys
-import time
 import warnings
 
 import pytest
@@ -22,9 +22,10 @@ def test_help_imports_nothing_heavy_and_answers_at_once() -> None:
     )
     seconds = []
     for _ in range(3):
-        started = time.perf_counter()
+        before = os.times()
         answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-        seconds.append(time.perf_counter() - started)
+        after = os.times()  # time on the processor, for the wall clock is shared with other tests
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
     assert all(command in answer.stdout for command in COMMANDS)
     assert min(seconds) < 0.5
 

@@ -1,5 +1,7 @@
 """Options that commands share, and what they need: the model."""
 
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -43,7 +45,9 @@ class ModelOptions:
     """Ask through the model's chat template."""
 
     def load(self) -> "LM":
-        """Load the model, without the noise of the libraries."""
+        """Load the model, without the noise of the libraries; on a terminal they may show a bar for a long download."""
+        if not sys.stderr.isatty():
+            os.environ.setdefault("TQDM_DISABLE", "1")
         from transformers.utils import logging
 
         from retcon.lm import LM

@@ -145,6 +145,7 @@ def compute(
     from retcon import progress
     from retcon.targets import Store
 
+    out = out.expanduser().absolute()
     kept = out.with_name(f".{out.name}.partial-{key[:12]}")
     stores = [Store.shared() if cache else Store(kept / "targets.sqlite")]
     patch = _resumed(kept / "patch") or base

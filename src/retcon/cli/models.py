@@ -41,9 +41,7 @@ def run(
         rows = ((row["family"], row["models"], row["write"], row["search"]) for row in families())
         show.table(["family", "models", "MLP output", "target search"], rows)
         show.say("MLP output: how it comes to the residual stream; where it is normed, targets are sought before that.")
-        show.say(
-            "`retcon models NAME` tells of any other dense decoder; mixtures of experts are refused."
-        )
+        show.say("`retcon models NAME` tells of any other dense decoder; mixtures of experts are refused.")
         show.result({"families": families()})
 
 

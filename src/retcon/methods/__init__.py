@@ -1,7 +1,7 @@
 """The methods: one file each, one row each in `METHODS`."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from retcon.errors import RetconError
 from retcon.lm import LM
@@ -17,9 +17,9 @@ __all__ = ["MEMIT", "METHODS", "ROME", "MEMITConfig", "Method", "ROMEConfig", "m
 class Method(Protocol):
     """What every method is: a configuration, and `edit`, which returns a patch and leaves the model as it was."""
 
-    name: ClassVar[str]
+    name: str
     """The method's id."""
-    Config: ClassVar[Any]
+    Config: Any
     """Its configuration: a frozen dataclass with a docstring for each field."""
 
     def __init__(self, config: Any = None) -> None: ...

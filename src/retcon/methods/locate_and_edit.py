@@ -179,10 +179,11 @@ def edit_layers(
     with ExitStack() as stack:
         with run.timed("statistics"):
             known = _moments(lm, paths, config)
+        with run.timed("templates"):
+            texts = ("", *_templates(lm, config))  # before the state is on: the unedited model writes them
         if state is not None and state.id not in {item.id for item in patch.active(lm.model)}:
             stack.enter_context(state.on(lm.model))
         with run.timed("targets"):
-            texts = ("", *_templates(lm, config))
             top = layers[-1]
             where = search_config(config, top, "module_out" if each else site)
             found, run.cached = (None, 0) if each else targets.find(lm, edits, where, texts, stores)
@@ -219,9 +220,7 @@ def edit_layers(
 def _moments(lm: LM, paths: Sequence[str], config: LocateAndEditConfig) -> dict[str, stats.Moments]:
     if config.statistics == "none":
         return {}
-    return stats.moments(
-        lm, paths, config.statistics, tokens_wanted=config.statistics_tokens, seed=config.seed
-    )
+    return stats.moments(lm, paths, config.statistics, tokens_wanted=config.statistics_tokens, seed=config.seed)
 
 
 def _templates(lm: LM, config: LocateAndEditConfig) -> tuple[str, ...]:
@@ -341,9 +340,7 @@ def _as_patch(
         "facts": run.facts,
     }
     old = {} if state is None else state.state
-    memory = {
-        f"cat.keys.{path}": _remembered(old.get(f"cat.keys.{path}"), found.cpu()) for path, found in keys.items()
-    }
+    memory = {f"cat.keys.{path}": _remembered(old.get(f"cat.keys.{path}"), found.cpu()) for path, found in keys.items()}
     if state is None:
         return Patch(dict(entries), base, (step,), memory, info)
     return state.then(entries, step, base=base, state={**old, **memory}, info=info)

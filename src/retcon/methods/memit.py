@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from retcon import solve
 from retcon.lm import LM
@@ -34,8 +35,8 @@ class MEMIT:
     Paper: Meng, Sharma, Andonian, Belinkov, Bau, Mass-Editing Memory in a Transformer, ICLR 2023, arXiv 2210.07229.
     """
 
-    Config = MEMITConfig
-    name = "memit"
+    Config: Any = MEMITConfig
+    name: str = "memit"
 
     def __init__(self, config: MEMITConfig | None = None) -> None:
         self.config = config or MEMITConfig()
@@ -66,6 +67,4 @@ class MEMIT:
         def rule(problem: Problem) -> solve.Factors:
             return solve.ridge(problem.keys, problem.residuals, metric(problem, self.config.ridge))
 
-        return edit_layers(
-            lm, edits, self.config, rule, method=self.name, state=state, remember=True, stores=stores
-        )
+        return edit_layers(lm, edits, self.config, rule, method=self.name, state=state, remember=True, stores=stores)

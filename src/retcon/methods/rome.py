@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from retcon import progress, solve
 from retcon.errors import RetconError, RetconWarning
@@ -43,8 +43,8 @@ class ROME:
     Paper: Meng, Bau, Andonian, Belinkov, Locating and Editing Factual Associations in GPT, NeurIPS 2022, arXiv 2202.05262.
     """
 
-    Config = ROMEConfig
-    name = "rome"
+    Config: Any = ROMEConfig
+    name: str = "rome"
 
     def __init__(self, config: ROMEConfig | None = None) -> None:
         self.config = config or ROMEConfig()

@@ -1,4 +1,4 @@
-"""The target search, plain and slow: what `retcon.values` must agree with, and what its speed is measured against.
+"""The target search, plain and slow: what `retcon.values` must agree with and is timed against.
 
 One fact at a time; at every step the whole rows go through the whole model and logits are taken at every position, as in
 published implementations. Nothing here is shared with the fast search but the tokens and the options.
@@ -56,18 +56,20 @@ class PlainSearch:
         kept: list[Tensor] = []
 
         def shifted(states: Tensor) -> Tensor:
-            kept.append(states)
+            kept.append(states.clone())  # falcon adds to it in place
             if delta is None:
                 return states
-            states = states.clone()
+            shape = states.shape
+            states = states.reshape(len(self.sites), -1, shape[-1]).clone()
             for row, site in enumerate(self.sites):
                 states[row, site] = states[row, site] + delta
-            return states
+            return states.reshape(shape)
 
         with hooks.rewritten(module, shifted):
             logits: Tensor = self.lm.model(input_ids=self.ids, attention_mask=self.mask, use_cache=False).logits
         wide = logits if logits.dtype == torch.float64 else logits.float()
-        return wide, kept[0] if self.base_dtype is None else kept[0].to(self.base_dtype)
+        states = kept[0].reshape(len(self.sites), -1, kept[0].shape[-1])
+        return wide, states if self.base_dtype is None else states.to(self.base_dtype)
 
     @property
     def base_dtype(self) -> torch.dtype | None:
