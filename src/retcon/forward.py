@@ -169,7 +169,7 @@ class Scored(NamedTuple):
 
 
 def score(
-    lm: LM, items: Sequence[tuple[list[int], Sequence[list[int]]]], *, batch_tokens: int = 4096, label: str = "scoring"
+    lm: LM, items: Sequence[tuple[list[int], Sequence[list[int]]]], *, batch_tokens: int = 1024, label: str = "scoring"
 ) -> list[list[Scored]]:
     """Score the continuations of each prompt, running each prompt once.
 
@@ -365,7 +365,7 @@ def greedy(
     *,
     max_new_tokens: int,
     stop_at_eos: bool = True,
-    batch_tokens: int = 16384,
+    batch_tokens: int = 1536,
     label: str = "generating",
 ) -> list[list[int]]:
     """Continue each prompt greedily by up to `max_new_tokens` ids (the end token is not returned)."""
@@ -382,7 +382,7 @@ def sample(
     temperature: float = 1.0,
     top_k: int | None = None,
     stop_at_eos: bool = True,
-    batch_tokens: int = 16384,
+    batch_tokens: int = 1536,
     label: str = "sampling",
 ) -> list[list[int]]:
     """Sample a continuation of each prompt; the same seed gives the same ids, and no global random state changes."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -165,7 +165,7 @@ def texts_of(source: str | Path | Iterable[str]) -> Iterator[str]:
         for number, line in enumerate(stream, 1):
             if jsonl and line.strip():
                 try:
-                    yield str(json.loads(line)["text"])
+                    yield str(json.loads(line)["text"]).replace("<unk>", "")
                 except (ValueError, KeyError, TypeError) as error:
                     raise RetconError(f'{path}: line {number}: write one JSON object a line with a "text"') from error
             elif line.strip():
@@ -206,13 +206,14 @@ def token_rows(lm: LM, texts: Iterable[str], wanted: int, *, length: int) -> Ite
 
 def _own_text(lm: LM, wanted: int, seed: int, state: str | None) -> list[list[int]]:
     """Text that the model writes at temperature 1, each sample begun with an ordinary token drawn at random."""
-    key = storage.digest(state, wanted, seed, "own-text-1")[:24]
+    before, _ = tokens.special_ids(lm)
+    special = set(lm.tokenizer.all_special_ids)
+    embeddings: Any = lm.model.get_input_embeddings()
+    size = min(len(lm.tokenizer), int(embeddings.weight.shape[0]))
+    key = storage.digest(state, wanted, seed, before, sorted(special), size, "own-text-1")[:24]
     path = storage.cache_dir("text") / f"{key}.json"
     if state is not None and path.is_file():
         return [[int(i) for i in row] for row in json.loads(path.read_text(encoding="utf-8"))]
-    before, _ = tokens.special_ids(lm)
-    special = set(lm.tokenizer.all_special_ids)
-    size = min(len(lm.tokenizer), int(lm.model.get_input_embeddings().weight.shape[0]))  # type: ignore[union-attr, operator]
     ordinary = torch.tensor([i for i in range(size) if i not in special])
     generator = torch.Generator().manual_seed(seed)
     n = -(-wanted // _SAMPLE_LENGTH)
@@ -248,5 +249,5 @@ def _read(path: Path) -> Moments | None:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
             return Moments(file.get_tensor("second"), int(header["count"]), json.loads(header["provenance"]))
-    except (OSError, ValueError, KeyError, RuntimeError):
+    except (OSError, ValueError, KeyError, SafetensorError):
         return None

@@ -1,8 +1,8 @@
 """Keys and states of a model that is being edited layer by layer, without running again what does not change.
 
-An edit of layer l changes what layers above l see, and nothing below. So each row is kept as the input of the block that
-was edited last, and the next layer's keys are found by running from there. Nothing after the subject's last token can
-change a key, so rows end there. Where the states of many facts would not fit, rows run from their ids instead.
+An edit of layer l changes what layers above l see, and nothing below. So each row is kept as the input of the block
+that was edited last, and the next layer's keys are found by running from there. Nothing after the subject's last token
+can change a key, so rows end there. Where the states of many facts would not fit, rows run from their ids instead.
 """
 
 from collections.abc import Sequence
@@ -63,7 +63,7 @@ class Sweep:
         layers: Sequence[int],
         *,
         bare_weight: float = 0.5,
-        chunk_tokens: int = 2048,
+        chunk_tokens: int = 1024,
     ) -> None:
         """Lay out the rows.
 
@@ -110,15 +110,19 @@ class Sweep:
         for chunk in self._chunks:
             chunk.states = None
 
-    def read(self, layer: int, top: int) -> Reading:
-        """Keys of `layer` and states of block `top`, with all changes so far on; layers are read from below."""
+    def read(self, layer: int, top: int, *, bare_only: bool = False) -> Reading:
+        """Keys of `layer` and states of block `top`, with all changes so far on; layers are read from below.
+
+        With `bare_only` the templates are left out, and the averaged keys with them.
+        """
         lm, n = self._lm, self._n
         keys = torch.zeros(n, lm.arch.d_mlp, dtype=torch.float64, device=lm.device)
         bare_keys = torch.zeros_like(keys)
         states = torch.zeros(n, lm.arch.d_model, dtype=torch.float64, device=lm.device)
         outputs = torch.zeros_like(states)
-        with progress.task(f"layer {layer}", len(self._chunks)) as advance:
-            for chunk in self._chunks:
+        chunks = [chunk for chunk in self._chunks if chunk.bare or not bare_only]
+        with progress.task(f"layer {layer}", len(chunks)) as advance:
+            for chunk in chunks:
                 seen = self._run(chunk, layer, top)
                 found = seen["key"].double()
                 weight = self._weights[0] if chunk.bare else self._weights[1]

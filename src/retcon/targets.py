@@ -1,8 +1,8 @@
 """Found targets, kept: in the cache for methods that share a search, and in a run's own journal so that it can go on.
 
-A target is kept under a hash of all that decides it: the weights, the patches that are on, the edit, the options of the
-search, the templates. Searches run in batches fixed by input order, and a batch is written as a whole; so an interrupted
-run loses at most one, and goes on to the same bits.
+A target is kept under a hash of all that decides it: the weights, the patches that are on, the edit, the options of
+the search, the templates. Searches run in batches fixed by input order, and a batch is written as a whole; so
+an interrupted run loses at most one, and goes on to the same bits.
 """
 
 import sqlite3
@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from retcon import patch, progress, storage, values
+from retcon import patch, progress, storage, tokens, values
 from retcon.lm import LM
+from retcon.patch import LowRank
 from retcon.requests import Edit
 from retcon.values import Found, SearchConfig
 
@@ -74,6 +75,7 @@ def find(
     stores: Sequence[Store] = (),
     *,
     batch: int = BATCH,
+    written: Sequence[LowRank] = (),
 ) -> tuple[Found, int]:
     """Targets of all edits, batch by batch, and how many of them were found in a store.
 
@@ -84,11 +86,15 @@ def find(
         templates: texts put before each prompt.
         stores: where to look first, in order; all of them are written.
         batch: facts searched together; batches follow input order, so a run that goes on finds the same ones.
+        written: changes that are on the model and not yet part of a patch.
     """
     state = storage.digest(
         lm.fingerprint(), [item.id for item in patch.active(lm.model)], lm.chat, asdict(config), list(templates), "1"
     )
-    keys = [storage.digest(state, edit.prompt, edit.subject, edit.target) for edit in edits]
+    if written:
+        factors = [factor for entry in written for factor in (entry.U, entry.V)]
+        state = storage.digest(state, *(factor.detach().cpu().numpy().tobytes() for factor in factors))
+    keys = [storage.digest(state, edit.prompt, edit.subject, edit.target, _ids(lm, edit)) for edit in edits]
     kept: dict[str, dict[str, Tensor]] = {}
     for store in stores:
         missing = [key for key in keys if key not in kept]
@@ -108,6 +114,12 @@ def find(
             kept |= new
     stacked = {name: torch.stack([kept[key][name] for key in keys]).to(lm.device) for name in _FIELDS}
     return Found(**stacked), cached
+
+
+def _ids(lm: LM, edit: Edit) -> list[list[int]]:
+    """Prompt and target as the tokenizer sees them, which weights alone do not tell."""
+    text = lm.render(edit.text)
+    return [tokens.encode(lm, text), tokens.target_ids(lm, text, edit.target)]
 
 
 def _packed(found: Found, index: int) -> dict[str, Tensor]:

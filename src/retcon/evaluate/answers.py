@@ -40,7 +40,7 @@ class Answers:
         self._lm, self._store = lm, store
         self.tokens, self.seconds, self.cached = 0, 0.0, 0
 
-    def score(self, pairs: Iterable[Pair], *, batch_tokens: int = 4096) -> dict[Pair, Scored]:
+    def score(self, pairs: Iterable[Pair], *, batch_tokens: int = 1024) -> dict[Pair, Scored]:
         """Teacher-forced scores of each continuation; a prompt with many continuations runs once."""
         wanted = dict.fromkeys(pairs)
         known = self._recall({pair: _key("score", *pair) for pair in wanted})

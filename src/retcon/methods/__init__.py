@@ -21,6 +21,10 @@ class Method(Protocol):
     """The method's id."""
     Config: Any
     """Its configuration: a frozen dataclass with a docstring for each field."""
+    order_matters: bool
+    """Whether the facts of a batch are edited one after the other; else their order changes nothing."""
+    config: Any
+    """The options of this one."""
 
     def __init__(self, config: Any = None) -> None: ...
 
@@ -33,7 +37,7 @@ class Method(Protocol):
         state: Patch | None = None,
         stores: Sequence[Store] = (),
     ) -> Patch:
-        """Compute the patch that makes all edits; with `state`, on top of that patch, which the result then contains."""
+        """The patch that makes all edits; with `state`, on top of that patch, which the result then contains."""
 
 
 METHODS: dict[str, type[Method]] = {"memit": MEMIT, "rome": ROME}

@@ -18,7 +18,7 @@ __all__ = ["MEMIT", "MEMITConfig"]
 class MEMITConfig(LocateAndEditConfig):
     """Options of MEMIT."""
 
-    ridge: float = 1500.0
+    ridge: float = 1000.0
     """lambda: the number of ordinary keys that C stands for; more protects what is not edited, less meets the edits."""
 
 
@@ -29,14 +29,15 @@ class MEMIT:
 
         Delta = share * R K^T (lambda C + K_p K_p^T + K K^T)^{-1},   R = (Z - H) at the last edited layer
 
-    K_p are the keys of earlier batches (the sequential form), which travel in the patch. Keys are remembered as they were
-    before their own batch was written; the released sequential code takes them after it.
+    K_p are the keys of earlier batches (the sequential form), which travel in the patch. Keys are remembered as they
+    were before their own batch was written; the released sequential code takes them after it.
 
     Paper: Meng, Sharma, Andonian, Belinkov, Bau, Mass-Editing Memory in a Transformer, ICLR 2023, arXiv 2210.07229.
     """
 
     Config: Any = MEMITConfig
     name: str = "memit"
+    order_matters: bool = False
 
     def __init__(self, config: MEMITConfig | None = None) -> None:
         self.config = config or MEMITConfig()

@@ -37,14 +37,16 @@ class ROME:
         Delta = (v* - o(k)) u^T / (k . u)                                         (ROME as first published)
 
     k is the subject's key under the bare prompt, k_bar its mean over the templates, o the projection's output, and
-    v* = v + delta the target found. The first form mixes two keys in its quotient, which at times gives a huge, disabling
-    update (arXiv 2403.07175). Several facts are edited one after the other, each on top of those before it.
+    v* = v + delta the target found. The second form mixes two keys in its quotient, which at times gives a huge,
+    disabling update (arXiv 2403.07175). Several facts are edited one after the other, each on top of those before it.
 
-    Paper: Meng, Bau, Andonian, Belinkov, Locating and Editing Factual Associations in GPT, NeurIPS 2022, arXiv 2202.05262.
+    Paper: Meng, Bau, Andonian, Belinkov, Locating and Editing Factual Associations in GPT, NeurIPS 2022,
+    arXiv 2202.05262.
     """
 
     Config: Any = ROMEConfig
     name: str = "rome"
+    order_matters: bool = True
 
     def __init__(self, config: ROMEConfig | None = None) -> None:
         self.config = config or ROMEConfig()
@@ -75,7 +77,7 @@ class ROME:
             raise RetconError("there is no edit; give at least one")
         if len(edits) > _MANY:
             warnings.warn(
-                f"ROME edits one fact after the other and the model wears out after some tens; for {len(edits)} use memit",
+                f"ROME edits one fact after the other and the model wears out after tens; for {len(edits)} use memit",
                 RetconWarning,
                 stacklevel=2,
             )
@@ -117,8 +119,8 @@ class ROME:
             cosine = float((bare @ direction) / (bare.norm() * direction.norm()).clamp_min(1e-300))
         if abs(cosine) < _FLAT:
             warnings.warn(
-                f"the key and its direction are almost at right angles (cosine {cosine:.1e}), so this update is huge and "
-                "may disable the model; give more statistics_tokens or another layer",
+                f"the key and its direction are almost at right angles (cosine {cosine:.1e}), so this update is huge "
+                "and may disable the model; give more statistics_tokens or another layer",
                 RetconWarning,
                 stacklevel=2,
             )

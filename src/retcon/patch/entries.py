@@ -15,7 +15,7 @@ from torch import Tensor
 
 from retcon.errors import PatchError
 
-__all__ = ["KINDS", "Dense", "Entry", "LowRank", "Record", "combine", "compress", "svd"]
+__all__ = ["KINDS", "Dense", "Entry", "LowRank", "Record", "combine", "compress", "laid_out", "svd"]
 
 Record = Mapping[str, object]
 """What is known of the forward that an entry runs in (mask, prompt lengths, decoding or not); linear ones use none."""
@@ -249,7 +249,17 @@ def _rounded(U: Tensor, V: Tensor) -> LowRank:
 
 
 def _placed(tensor: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
-    return tensor.detach().to(device=device, dtype=dtype).contiguous()
+    return laid_out(tensor.detach().to(device=device, dtype=dtype))
+
+
+def laid_out(tensor: Tensor) -> Tensor:
+    """The tensor with its elements in memory as a file holds them.
+
+    A single column of a transposed matrix counts as contiguous with any stride, and its products then differ in their
+    last bits from those of the same tensor read from a file.
+    """
+    strides = torch.empty(tensor.shape, device="meta").stride()
+    return tensor if tensor.stride() == strides else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager[object]:

@@ -213,6 +213,7 @@ def _load_tensors(root: Path, told: _Tensors) -> dict[str, Tensor]:
     if size != told.bytes or file_sha256(file) != told.sha256:
         raise PatchError(f"{file} has been altered since the patch was saved; get the patch again")
     try:
-        return dict(load_file(file))
+        # Copies, which torch aligns in memory: products of tensors that are not differ in their last bits.
+        return {name: tensor.clone() for name, tensor in load_file(file).items()}
     except (SafetensorError, ValueError) as error:
         raise PatchError(f"{file} is no safetensors file ({error}); get the patch again") from None

@@ -16,7 +16,7 @@ from retcon.errors import PatchError
 from retcon.patch import files, live, merge
 from retcon.patch.base import Base, projection
 from retcon.patch.compose import joined_info, joined_state, together
-from retcon.patch.entries import Entry, compress
+from retcon.patch.entries import Entry, compress, laid_out
 from retcon.patch.history import ID_LENGTH, Step, check_new, check_parent, lineage
 from retcon.patch.lora import LoraExport, export_lora
 
@@ -59,7 +59,7 @@ class Patch:
                 shape = self.base.weights[path].shape
                 raise PatchError(f"the change of {path} has shape {entry.shape}, but the weight is {shape} (out, in)")
         object.__setattr__(self, "entries", entries)
-        object.__setattr__(self, "state", {name: t.detach().cpu().contiguous() for name, t in self.state.items()})
+        object.__setattr__(self, "state", {name: laid_out(t.detach().cpu()) for name, t in self.state.items()})
         object.__setattr__(self, "info", dict(self.info))
         object.__setattr__(self, "history", tuple(self.history))
         object.__setattr__(self, "contains", tuple(dict.fromkeys(self.contains)))

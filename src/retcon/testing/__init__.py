@@ -6,11 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from retcon.testing.contract import check_method
     from retcon.testing.tiny import FAMILIES, MOE_FAMILIES, tiny_edits, tiny_model, tiny_tokenizer
 
-__all__ = ["FAMILIES", "MOE_FAMILIES", "tiny_edits", "tiny_model", "tiny_tokenizer"]
+__all__ = ["FAMILIES", "MOE_FAMILIES", "check_method", "tiny_edits", "tiny_model", "tiny_tokenizer"]
 
-_HOMES = dict.fromkeys(__all__, "retcon.testing.tiny")
+_HOMES = dict.fromkeys(__all__, "retcon.testing.tiny") | {"check_method": "retcon.testing.contract"}
 
 
 def __getattr__(name: str) -> Any:

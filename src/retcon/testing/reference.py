@@ -1,7 +1,7 @@
 """The target search, plain and slow: what `retcon.values` must agree with and is timed against.
 
-One fact at a time; at every step the whole rows go through the whole model and logits are taken at every position, as in
-published implementations. Nothing here is shared with the fast search but the tokens and the options.
+One fact at a time; at every step the whole rows go through the whole model and logits are taken at every position, as
+in published implementations. Nothing here is shared with the fast search but the tokens and the options.
 """
 
 from collections.abc import Sequence
@@ -88,7 +88,8 @@ class PlainSearch:
         nll = nll / (len(self.sites) - 1)
         now = logprobs[-1, self.sites[-1]]
         drift = (now.exp() * (now - self.clean)).sum()
-        return nll + self.config.kl * drift + self.config.weight_decay * delta.norm() / self.base.norm() ** 2
+        decay: Tensor = self.config.weight_decay * delta.norm() / self.base.norm() ** 2
+        return nll + self.config.kl * drift + decay
 
     def loss_and_gradient(self, delta: Float[Tensor, " d"]) -> tuple[Float[Tensor, ""], Float[Tensor, " d"]]:
         """J and its gradient at a given shift."""
@@ -121,7 +122,7 @@ def search_one(lm: LM, edit: Edit, config: SearchConfig, templates: Sequence[str
             losses.append(loss.item())
             if losses[-1] < config.stop or step == config.steps - 1:
                 break
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             with torch.no_grad():
                 limit = config.clamp * plain.base.norm()

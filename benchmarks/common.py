@@ -1,0 +1,71 @@
+"""What the measurements share: the data, the model, and results as files that carry their command."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from retcon import storage
+from retcon.evaluate import provenance
+from retcon.lm import LM
+from retcon.requests import Case, load_cases
+
+__all__ = ["DATA", "MODEL", "RESULTS", "STATISTICS", "TEXT", "cases", "keep", "kept", "mean", "say", "timed"]
+
+RESULTS = Path(__file__).parent / "results"
+DATA = Path(os.environ.get("RETCON_DATA", "."))
+COUNTERFACT = DATA / "editing" / "counterfact_full.jsonl.gz"
+STATISTICS = DATA / "text" / "wikitext2_valid.txt"
+TEXT = DATA / "text" / "wikitext103_test.txt"
+MODEL = "smollm2-135m"
+
+
+def cases(n: int, start: int = 0) -> list[Case]:
+    """`n` cases of CounterFact's full records, in file order, the later of two that contradict each other kept."""
+    return list(load_cases(COUNTERFACT, conflicts="last", limit=start + n).items[start:])
+
+
+def say(text: str) -> None:
+    """Tell how it goes."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """The result of `work` and the seconds it took."""
+    start = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - start
+
+
+def keep(name: str, figures: dict[str, Any], lm: LM | None = None) -> None:
+    """Write `results/NAME.json`: the figures, the command that makes them, and what they were made with."""
+    record = {
+        "command": f"RETCON_DATA=... python -m benchmarks {name}",
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "figures": figures,
+        "versions": provenance.versions(),
+        "hardware": provenance.hardware(),
+        "data_sha256": {COUNTERFACT.name: storage.file_sha256(COUNTERFACT)},
+    }
+    if lm is not None:
+        record["model"] = provenance.model(lm)
+    storage.write_json(RESULTS / f"{name}.json", record)
+    say(json.dumps(figures, indent=2))
+
+
+def kept(name: str) -> dict[str, Any] | None:
+    """An earlier result, so that an interrupted series goes on."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def mean(values: Sequence[float]) -> float:
+    """Their mean."""
+    return float(torch.tensor(list(values), dtype=torch.float64).mean())

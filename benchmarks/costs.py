@@ -1,0 +1,66 @@
+"""What the rest costs: statistics, and evaluation against the model's bare forward rate."""
+
+import tempfile
+from typing import Any
+
+import torch
+
+from benchmarks import common
+from retcon import forward, stats, tokens
+from retcon.evaluate import evaluate
+from retcon.lm import LM
+from retcon.methods.locate_and_edit import edited_layers
+
+
+def statistics() -> None:
+    """Seconds for the default layers, from text and from the model itself, nothing cached."""
+    lm = LM.load(common.MODEL)
+    paths = [lm.arch.mlp_out[layer] for layer in edited_layers(lm, None)]
+    figures: dict[str, Any] = {"layers": len(paths)}
+    for name, source in (("text", common.STATISTICS), ("self", stats.SELF)):
+        found, seconds = common.timed(lambda source=source: stats.moments(lm, paths, source, cached=False))
+        figures[name] = {"seconds": round(seconds, 1), "tokens": found[paths[0]].count}
+    common.keep("cost_statistics", figures, lm)
+
+
+def evaluation() -> None:
+    """Tokens a second of scoring, over those of bare forwards of full batches of the same rows."""
+    lm = LM.load(common.MODEL)
+    cases = common.cases(100)
+    prompts = sorted(
+        {p for case in cases for p in (case.edit.text, *case.paraphrases, *(n.prompt for n in case.neighbours))}
+    )
+    rows = [tokens.encode(lm, prompt) for prompt in prompts]
+    edit = cases[0].edit
+    answers = [tokens.target_ids(lm, edit.text, edit.target), tokens.target_ids(lm, edit.text, edit.old or "no")]
+    total = sum(len(row) for row in rows)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+
+    def bare() -> None:
+        with lm.inference():
+            for batch in forward.batches(order, [len(row) for row in rows], 4096):
+                aligned = forward.align([rows[i] for i in batch], [len(rows[i]) for i in batch], lm.device)
+                last = torch.tensor([aligned.width - 1] * len(batch))
+                with forward.gathered_head(lm, torch.arange(len(batch)), last):
+                    forward.call(lm, aligned.ids, aligned.mask, aligned.positions)
+
+    items = [(row, answers) for row in rows]
+    bare()
+    _, one = common.timed(bare)
+    _, other = common.timed(lambda: forward.score(lm, items))
+    _, again = common.timed(bare)
+    rate = 2 * total / (one + again)
+    figures: dict[str, Any] = {
+        "prompts": len(rows),
+        "tokens": total,
+        "bare_tokens_per_second": round(rate),
+        "score_tokens_per_second": round(total / other),
+        "share_of_bare": round(total / other / rate, 3),
+    }
+    with tempfile.TemporaryDirectory():
+        report, seconds = common.timed(
+            lambda: evaluate(lm, cases, metrics=("efficacy", "generalization", "specificity"), cache=False)
+        )
+    figures["whole_evaluation_seconds"] = round(seconds, 1)
+    figures["cases"] = report.n
+    common.keep("cost_evaluation", figures, lm)

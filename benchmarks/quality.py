@@ -1,0 +1,78 @@
+"""What the edits reach and what they harm: MEMIT at N = 1, 100 and 1,000, ROME at N = 1."""
+
+from dataclasses import asdict
+from typing import Any
+
+from benchmarks import common
+from retcon.evaluate import evaluate
+from retcon.lm import LM
+from retcon.methods import METHODS
+from retcon.targets import Store
+
+SINGLES = 50
+METRICS = (
+    "efficacy",
+    "efficacy_prob",
+    "efficacy_prefixed",
+    "generalization",
+    "generalization_prob",
+    "specificity",
+    "specificity_prob",
+    "score",
+    "perplexity",
+    "log_perplexity",
+)
+
+
+def memit(n: int, sample: int | None = None) -> None:
+    """One batch of the first `n` facts, judged on all of them, or on a seeded sample."""
+    name = f"quality_memit_{n}"
+    lm = LM.load(common.MODEL)
+    cases = common.cases(n)
+    cls = METHODS["memit"]
+    method = cls(cls.Config(statistics=str(common.STATISTICS)))
+    patch, seconds = common.timed(lambda: method.edit(lm, [case.edit for case in cases]))
+    report = evaluate(lm, cases, patch=patch, metrics=METRICS, text=common.TEXT, sample=sample)
+    common.keep(
+        name,
+        {
+            "method": "memit",
+            "n": n,
+            "judged": report.n,
+            "after": report.metrics,
+            "intervals": report.intervals,
+            "before": report.before,
+            "seconds": {**patch.info["seconds"], "edit": round(seconds, 1), "evaluation": round(report.seconds, 1)},
+            "seconds_per_edit": round((patch.info["seconds"]["targets"] + patch.info["seconds"]["solve"]) / n, 3),
+            "evaluations_mean": common.mean([fact["evaluations"] for fact in patch.info["facts"]]),
+            "patch_bytes": patch.size_bytes,
+            "config": asdict(method.config),
+        },
+        lm,
+    )
+
+
+def single(name: str) -> None:
+    """Each of the first facts by itself, on the untouched model; means over the facts.
+
+    Targets are searched together first (facts do not influence each other) and then each edit is solved alone.
+    """
+    lm = LM.load(common.MODEL)
+    cases = common.cases(SINGLES)
+    cls = METHODS[name]
+    method = cls(cls.Config(statistics=str(common.STATISTICS)))
+    rows: list[dict[str, Any]] = []
+    store = Store(common.storage.cache_dir() / "benchmark-targets.sqlite")
+    for i, case in enumerate(cases):
+        patch = method.edit(lm, [case.edit], stores=[store])
+        metrics = METRICS if i < 5 else METRICS[:-2]
+        report = evaluate(lm, [case], patch=patch, metrics=metrics, text=common.TEXT)
+        rows.append({"id": case.edit.id, **report.metrics, "seconds": patch.info["seconds"]})
+        common.say(f"{name} {i + 1}/{SINGLES} efficacy {report.metrics['efficacy']}")
+    means = {
+        metric: common.mean([row[metric] for row in rows if row.get(metric) is not None])
+        for metric in METRICS
+        if metric not in ("score", "perplexity") and any(row.get(metric) is not None for row in rows)
+    }
+    figures = {"method": name, "n": 1, "facts": SINGLES, "perplexity_on": 5, "after": means, "rows": rows}
+    common.keep(f"quality_{name}_1", {**figures, "config": asdict(method.config)}, lm)

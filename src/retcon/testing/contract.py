@@ -1,0 +1,206 @@
+"""The contract of methods: what every method does on every model it supports. See `check_method`."""
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from retcon import tokens
+from retcon.arch import frozen
+from retcon.errors import UnsupportedModel
+from retcon.lm import LM
+from retcon.methods import METHODS, Method
+from retcon.patch import Patch
+from retcon.requests import Edit
+
+__all__ = ["QUICK", "Check", "Trial", "check_method", "checks", "declared_unsupported", "quick"]
+
+QUICK: dict[str, Any] = {
+    "statistics": "none",
+    "templates": 0,
+    "steps": 8,
+    "weight_decay": 0.0,
+    "precision": "float32",
+    "ridge": 1.0,
+}
+"""Options that make a method quick on a tiny random model, and exact where a batch is compared with another; those that
+a method does not have are left out."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One method on one model, and what several checks need of it, computed once."""
+
+    method: Method
+    lm: LM
+    edits: tuple[Edit, ...]
+    """At least two, whose subjects differ."""
+    folder: Path
+    """An empty folder to write in."""
+
+    @cached_property
+    def patch(self) -> Patch:
+        """The patch of all edits."""
+        return self.edit(self.edits)
+
+    @cached_property
+    def first(self) -> Patch:
+        """The patch of the first edit alone."""
+        return self.edit(self.edits[:1])
+
+    def edit(self, edits: Sequence[Edit], state: Patch | None = None, **more: Any) -> Patch:
+        """Run the method."""
+        return self.method.edit(self.lm, list(edits), state=state, **more)
+
+    def on(self, model: PreTrainedModel) -> "Trial":
+        """The same trial on another model with the same tokenizer."""
+        lm = LM.wrap(model, self.lm.tokenizer, name=self.lm.name, chat=self.lm.chat)
+        return Trial(self.method, lm, self.edits, self.folder)
+
+    def copied(self, dtype: torch.dtype | None = None) -> "Trial":
+        """The same trial on a copy of the model, in another dtype if one is given."""
+        model: Any = copy.deepcopy(self.lm.model)  # whose `to` has no types
+        return self.on(model.to(dtype or self.lm.dtype))
+
+    def wide(self) -> "Trial":
+        """The same trial on a copy in fp64, so that rounding hides nothing; in fp32 where fp64 does not work.
+
+        Gemma 2's attention rounds a mask made for fp64 to fp32, where it is infinite, and padding then gives NaN.
+        """
+        wide = self.copied(torch.float64)
+        ids, mask = torch.tensor([[5, 6, 7, 8]] * 2), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+        with wide.lm.inference():
+            logits = wide.lm.model(input_ids=ids.to(wide.lm.device), attention_mask=mask.to(wide.lm.device)).logits
+        return wide if torch.isfinite(logits[:, 2:]).all() else self.copied(torch.float32)
+
+    def logits(self, model: nn.Module | None = None) -> Float[Tensor, "2 12 vocabulary"]:
+        """Logits on a fixed batch of ordinary ids, of the model as it stands, or of another that wraps it."""
+        generator = torch.Generator().manual_seed(7)
+        ids = torch.randint(3, len(self.lm.tokenizer), (2, 12), generator=generator).to(self.lm.device)
+        whole: Any = self.lm.model if model is None else model
+        with frozen(whole), torch.no_grad():
+            found: Tensor = whole(input_ids=ids).logits
+        return found
+
+    def likelihoods(self, edits: Sequence[Edit] | None = None) -> Float[Tensor, " n"]:
+        """The mean log-probability of each edit's target after its prompt: one plain forward an edit."""
+        found = []
+        for edit in self.edits if edits is None else edits:
+            text = self.lm.render(edit.text)
+            prompt, target = tokens.encode(self.lm, text), tokens.target_ids(self.lm, text, edit.target)
+            with self.lm.inference():
+                row = torch.tensor([[*prompt, *target]], device=self.lm.device)
+                logprobs = self.lm.model(input_ids=row).logits[0].double().log_softmax(-1)
+            at = torch.arange(len(target)) + len(prompt) - 1
+            found.append(logprobs[at, torch.tensor(target)].mean())
+        return torch.stack(found).cpu()
+
+
+Check = Callable[[Trial], None]
+"""One clause of the contract: returns where it holds, raises AssertionError where it does not."""
+
+
+def checks() -> tuple[Check, ...]:
+    """All clauses of the contract for a method on a model that it supports."""
+    from retcon.testing import checks as on_models
+    from retcon.testing import checks_of_patches as on_patches
+
+    return (*on_models.CHECKS, *on_patches.CHECKS)
+
+
+def quick(name: str, **more: Any) -> Method:
+    """A method by its id, with the options of `QUICK` that it has, and with those given."""
+    kind = METHODS[name]
+    known = kind.Config.__dataclass_fields__
+    return kind(kind.Config(**{key: value for key, value in QUICK.items() if key in known} | more))
+
+
+def declared_unsupported(method: Method, lm: LM) -> str | None:
+    """The reason for which a method declares a model unsupported (`method.unsupported(lm)`); None where it does not."""
+    declared = getattr(method, "unsupported", None)
+    reason: str | None = None if declared is None else declared(lm)
+    return reason
+
+
+def check_method(
+    method: Method | str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    edits: Sequence[Edit] | None = None,
+    *,
+    only: Sequence[Check] | None = None,
+) -> None:
+    """Check that a method keeps the contract on a model: it passes, or declares the model unsupported and refuses it.
+
+    The contract, one function each in `retcon.testing.checks` (on models) and `checks_of_patches`: the model is
+    bit-identical after `edit`, also after an error; targets become likelier; the patch survives a file, goes on and off
+    exactly, merges and unmerges, exports as a LoRA that does the same; batches, their order, dtypes and storages
+    agree; runs go on from where they stopped. Models are copied, so take tiny ones (`retcon.testing.tiny_model`).
+
+    A method that cannot work on some models has `unsupported(lm) -> str | None`, which gives the reason; there its
+    `edit` must raise UnsupportedModel with that reason, and nothing else is checked.
+
+    Args:
+        method: a configured method, or an id of `METHODS`, which is then given quick options.
+        model: a causal language model of transformers.
+        tokenizer: its tokenizer.
+        edits: two facts or more about different subjects; three small ones by default.
+        only: the clauses to check, all by default.
+
+    Raises:
+        AssertionError: a clause does not hold; a note names it.
+        ValueError: there are fewer than two edits.
+    """
+    from retcon.testing.tiny import tiny_edits
+
+    rule = quick(method) if isinstance(method, str) else method
+    facts = tuple(tiny_edits(3) if edits is None else edits)
+    if len(facts) < 2:
+        raise ValueError("the contract needs two edits at least; give more")
+    lm = LM.wrap(model, tokenizer)
+    reason = declared_unsupported(rule, lm)
+    with tempfile.TemporaryDirectory(prefix="retcon-contract-") as folder:
+        if reason is not None:
+            _refuses(Trial(rule, lm, facts, Path(folder)), reason)
+            return
+        trial = Trial(rule, lm, facts, Path(folder))
+        for number, check in enumerate(checks() if only is None else only):
+            part = Path(folder, str(number))
+            part.mkdir()
+            with _noted(rule, lm, check):
+                check(replaced(trial, part))
+
+
+def replaced(trial: Trial, folder: Path) -> Trial:
+    """The trial with another folder, and what it has computed already."""
+    other = replace(trial, folder=folder)
+    other.__dict__.update({name: trial.__dict__[name] for name in ("patch", "first") if name in trial.__dict__})
+    return other
+
+
+def _refuses(trial: Trial, reason: str) -> None:
+    refusal = None
+    try:
+        trial.edit(trial.edits)
+    except UnsupportedModel as error:
+        refusal = str(error)
+    assert refusal is not None, f"{trial.method.name} declares {trial.lm.name} unsupported ({reason}) but edits it"
+    assert reason in refusal, f"{trial.method.name} refuses with {refusal!r} but declares {reason!r}"
+
+
+@contextmanager
+def _noted(method: Method, lm: LM, check: Check) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"{method.name} breaks the contract on {lm.arch.family}: {check.__name__}: {check.__doc__}")
+        raise

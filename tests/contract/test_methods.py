@@ -1,0 +1,66 @@
+"""Every row of METHODS keeps the contract on every family, or declares it unsupported and refuses it."""
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedModel
+
+from retcon.lm import LM
+from retcon.methods import METHODS, Method
+from retcon.testing import FAMILIES, check_method, tiny_edits, tiny_model, tiny_tokenizer
+from retcon.testing.contract import Check, Trial, checks, declared_unsupported, quick, replaced
+
+FAST = ("llama", "gpt2", "gptj", "gemma2")
+"""Plain; Conv1D; tuple blocks that run in parallel; a norm after the MLP."""
+
+OPTIONS: dict[str, dict[str, Any]] = {"memit": {"layers": (1, 2)}}
+"""Options of a method beside the quick ones: its own, where one layer would show too little of it."""
+
+families = pytest.mark.parametrize(
+    "family", [family if family in FAST else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
+)
+each_method = pytest.mark.parametrize("name", METHODS)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    cache_folder = tmp_path / "cache"
+    monkeypatch.setenv("RETCON_CACHE", str(cache_folder))
+    yield
+    assert not cache_folder.exists(), "a method that is given no store wrote to the cache"
+
+
+def method(name: str) -> Method:
+    return quick(name, **OPTIONS.get(name, {}))
+
+
+@cache
+def trial(name: str, family: str) -> Trial:
+    """One trial for all checks; every one of them leaves its model as it was."""
+    lm = LM.wrap(tiny_model(family), tiny_tokenizer())
+    return Trial(method(name), lm, tuple(tiny_edits(3)), Path())
+
+
+@pytest.mark.parametrize("check", checks(), ids=lambda check: check.__name__)
+@families
+@each_method
+def test_contract(name: str, family: str, check: Check, tmp_path: Path) -> None:
+    shared = trial(name, family)
+    if declared_unsupported(shared.method, shared.lm) is not None:
+        check_method(shared.method, shared.lm.model, shared.lm.tokenizer)
+        return
+    folder = tmp_path / "trial"
+    folder.mkdir()
+    _ = shared.patch, shared.first
+    check(replaced(shared, folder))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@each_method
+def test_the_whole_contract_by_its_public_name_and_with_tied_embeddings(name: str, family: str) -> None:
+    model: PreTrainedModel = tiny_model(family, tie=True)
+    assert model.config.tie_word_embeddings
+    check_method(method(name), model, tiny_tokenizer("bos"))

@@ -1,0 +1,130 @@
+"""The engine gives the numbers that a plain dense fp64 computation recorded (record.py): no maths changes by chance."""
+
+import importlib.util
+import json
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from retcon import templates, values
+from retcon.lm import LM
+from retcon.methods import MEMIT, ROME, MEMITConfig, ROMEConfig
+from retcon.testing import tiny_edits, tiny_model, tiny_tokenizer
+from retcon.testing.reference import PlainSearch
+from retcon.values import SearchConfig
+
+
+def _record() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("record", Path(__file__).with_name("record.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+record: Any = _record()
+NUMBERS: dict[str, Any] = json.loads(record.FILE.read_text(encoding="utf-8"))
+families = pytest.mark.parametrize("family", record.FAMILIES)
+
+
+def descent(optimizer: str) -> dict[str, Any]:
+    """All options of the search as recorded; none is left to a default, which may be tuned."""
+    lr, momentum = record.RATES[optimizer]
+    return {
+        "optimizer": optimizer,
+        "steps": record.STEPS,
+        "lr": lr,
+        "momentum": momentum,
+        "weight_decay": record.WEIGHT_DECAY,
+        "kl": record.KL,
+        "clamp": record.CLAMP,
+        "stop": record.STOP,
+        "stop_probability": None,
+        "precision": "float32",
+    }
+
+
+@cache
+def lm(family: str) -> LM:
+    return LM.wrap(tiny_model(family, dtype=torch.float64), tiny_tokenizer("fast"))
+
+
+@pytest.fixture
+def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Options of a method that make it the recorded computation: its templates, its text for statistics."""
+    monkeypatch.setenv("RETCON_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(templates, "written", lambda *_args, **_named: record.TEMPLATES[1:])
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"{line}\n" for line in record.TEXT), encoding="utf-8")
+    return descent("adam") | {"templates": len(record.TEMPLATES) - 1, "statistics": str(text)}
+
+
+def test_the_settings_are_those_recorded() -> None:
+    assert set(NUMBERS) == set(record.FAMILIES)
+    assert all(lm(family).arch.write_gain == record.GAIN[family] for family in record.FAMILIES)
+    assert all(lm(family).arch.mlp_out[2] == record.Plain(family).path(2) for family in record.FAMILIES)
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "whole"])
+@pytest.mark.parametrize("optimizer", record.RATES)
+@pytest.mark.parametrize("site", ["layer_out", "module_out"])
+@families
+def test_the_search(family: str, site: Any, optimizer: str, fast: bool) -> None:
+    config = SearchConfig(layer=2, site=site, **descent(optimizer))
+    found = values.search(lm(family), tiny_edits(record.FACTS), config, record.TEMPLATES, fast=fast)
+    for number, row in enumerate(NUMBERS[family]["search"][site]):
+        wanted = row[optimizer]
+        assert float(found.base[number].norm()) == pytest.approx(row["base_norm"], rel=1e-7)
+        assert float(found.delta[number].norm()) == pytest.approx(wanted["delta_norm"], rel=1e-7)
+        assert float(found.delta[number, 0]) == pytest.approx(wanted["delta_first"], rel=1e-6)
+        assert float(found.loss[number]) == pytest.approx(wanted["last_loss"], rel=1e-7)
+
+
+@pytest.mark.parametrize("site", ["layer_out", "module_out"])
+@families
+def test_loss_and_gradient_at_a_fixed_shift(family: str, site: Any) -> None:
+    """Of the plain search, which the fast one is held to in its own tests."""
+    config = SearchConfig(layer=2, site=site, **descent("adam"))
+    for number, edit in enumerate(tiny_edits(record.FACTS)):
+        plain = PlainSearch(lm(family), edit, config, record.TEMPLATES)
+        loss, gradient = plain.loss_and_gradient(record.fixed_delta(plain.base, number))
+        wanted = NUMBERS[family]["search"][site][number]
+        assert float(loss) == pytest.approx(wanted["fixed_loss"], rel=1e-9)
+        assert float(gradient.norm()) == pytest.approx(wanted["fixed_gradient_norm"], rel=1e-7)
+
+
+@families
+def test_memit_over_two_layers(family: str, options: dict[str, Any]) -> None:
+    config = MEMITConfig(layers=record.LAYERS, ridge=record.RIDGE, **options)
+    patch = MEMIT(config).edit(lm(family), tiny_edits(record.FACTS))
+    for layer in record.LAYERS:
+        norm = float(patch.entries[lm(family).arch.mlp_out[layer]].delta().double().norm())
+        assert norm == pytest.approx(NUMBERS[family][f"memit_layer_{layer}"], rel=1e-5)  # moments and factors are fp32
+
+
+@pytest.mark.parametrize("variant", ["rome", "r-rome"])
+@families
+def test_rome_in_both_forms(family: str, variant: Any, options: dict[str, Any]) -> None:
+    patch = ROME(ROMEConfig(layers=(2,), variant=variant, **options)).edit(lm(family), tiny_edits(1))
+    norm = float(patch.entries[lm(family).arch.mlp_out[2]].delta().double().norm())
+    assert norm == pytest.approx(NUMBERS[family][variant.replace("-", "_")], rel=1e-5)
+
+
+@families
+def test_the_recorded_numbers_are_those_of_the_script(family: str) -> None:
+    """A change of the tiny models or of transformers shows here first, and then no engine is to blame."""
+    plain = record.Plain(family)
+    assert plain.seen(plain.block(2), *plain.row(tiny_edits(1)[0], "")).norm().item() == pytest.approx(
+        NUMBERS[family]["search"]["layer_out"][0]["base_norm"], rel=1e-9
+    )
+
+
+def test_all_options_of_the_search_are_pinned() -> None:
+    """A new option is given here the value at which it changes nothing."""
+    assert {field.name for field in fields(SearchConfig)} == {*descent("adam"), "layer", "site"}
