@@ -8,14 +8,12 @@ from functools import partial
 from benchmarks import common, costs, quality, speed, table
 
 MEASUREMENTS: dict[str, Callable[[], None]] = {
-    "cost_statistics": costs.statistics,
+    "memit": speed.memit,
     "speed_search": speed.search,
-    "speed_growth": speed.growth,
-    "cost_evaluation": costs.evaluation,
-    "quality_memit_100": partial(quality.memit, 100),
-    "quality_memit_1000": partial(quality.memit, 1000),
     "quality_memit_1": partial(quality.single, "memit"),
     "quality_rome_1": partial(quality.single, "rome"),
+    "cost_statistics": costs.statistics,
+    "cost_evaluation": costs.evaluation,
 }
 
 

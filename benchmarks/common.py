@@ -44,10 +44,10 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.perf_counter() - start
 
 
-def keep(name: str, figures: dict[str, Any], lm: LM | None = None) -> None:
+def keep(name: str, figures: dict[str, Any], lm: LM | None = None, made_by: str | None = None) -> None:
     """Write `results/NAME.json`: the figures, the command that makes them, and what they were made with."""
     record = {
-        "command": f"RETCON_DATA=... python -m benchmarks {name}",
+        "command": f"RETCON_DATA=... python -m benchmarks {made_by or name}",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "figures": figures,
         "versions": provenance.versions(),

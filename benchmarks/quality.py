@@ -1,4 +1,4 @@
-"""What the edits reach and what they harm: MEMIT at N = 1, 100 and 1,000, ROME at N = 1."""
+"""What the edits reach and what they harm."""
 
 from dataclasses import asdict
 from typing import Any
@@ -6,7 +6,9 @@ from typing import Any
 from benchmarks import common
 from retcon.evaluate import evaluate
 from retcon.lm import LM
-from retcon.methods import METHODS
+from retcon.methods import MEMIT, METHODS
+from retcon.patch import Patch
+from retcon.requests import Case
 from retcon.targets import Store
 
 SINGLES = 50
@@ -24,32 +26,25 @@ METRICS = (
 )
 
 
-def memit(n: int, sample: int | None = None) -> None:
-    """One batch of the first `n` facts, judged on all of them, or on a seeded sample."""
-    name = f"quality_memit_{n}"
-    lm = LM.load(common.MODEL)
-    cases = common.cases(n)
-    cls = METHODS["memit"]
-    method = cls(cls.Config(statistics=str(common.STATISTICS)))
-    patch, seconds = common.timed(lambda: method.edit(lm, [case.edit for case in cases]))
+def judge(lm: LM, method: MEMIT, patch: Patch, cases: list[Case], sample: int | None) -> None:
+    """Judge the patch of one batch on all its facts, or on a seeded sample, and keep the result."""
+    n = len(cases)
     report = evaluate(lm, cases, patch=patch, metrics=METRICS, text=common.TEXT, sample=sample)
-    common.keep(
-        name,
-        {
-            "method": "memit",
-            "n": n,
-            "judged": report.n,
-            "after": report.metrics,
-            "intervals": report.intervals,
-            "before": report.before,
-            "seconds": {**patch.info["seconds"], "edit": round(seconds, 1), "evaluation": round(report.seconds, 1)},
-            "seconds_per_edit": round((patch.info["seconds"]["targets"] + patch.info["seconds"]["solve"]) / n, 3),
-            "evaluations_mean": common.mean([fact["evaluations"] for fact in patch.info["facts"]]),
-            "patch_bytes": patch.size_bytes,
-            "config": asdict(method.config),
-        },
-        lm,
-    )
+    seconds = patch.info["seconds"]
+    figures = {
+        "method": method.name,
+        "n": n,
+        "judged": report.n,
+        "after": report.metrics,
+        "intervals": report.intervals,
+        "before": report.before,
+        "seconds": {**seconds, "evaluation": round(report.seconds, 1)},
+        "seconds_per_edit": round((seconds["targets"] + seconds["solve"]) / n, 3),
+        "evaluations_mean": common.mean([fact["evaluations"] for fact in patch.info["facts"]]),
+        "patch_bytes": patch.size_bytes,
+        "config": asdict(method.config),
+    }
+    common.keep(f"quality_{method.name}_{n}", figures, lm, made_by="memit")
 
 
 def single(name: str) -> None:

@@ -57,7 +57,7 @@ def _speed() -> list[str]:
         lines += [_line(["what", "s a fact", "times faster", "evaluations", "efficacy"]), _line(["---"] * 5)]
         plain = [_number(found["plain_seconds_per_fact"]), "1", _number(found["plain_evaluations"]), "–"]
         lines.append(_line(["plain reference, published schedule", *plain]))
-        for name in ("equal_schedule_float32", "equal_schedule", "our_schedule"):
+        for name in ("equal_schedule", "our_schedule"):
             part = found[name]
             cells = [part["seconds_per_fact"], part["times_faster"], part["evaluations"], part["efficacy"]]
             lines.append(_line([name.replace("_", " "), *(_number(cell) for cell in cells)]))
@@ -67,7 +67,7 @@ def _speed() -> list[str]:
             f"{floor['floor_seconds']} s that its floating-point operations take at the measured rate."
         )
         lines += ["", text, ""]
-    for name in ("speed_growth", "cost_statistics", "cost_evaluation"):
+    for name in ("memit", "cost_statistics", "cost_evaluation"):
         found = _figures(name)
         if found:
             lines += [f"## {name.replace('_', ' ')}", "", "```", *_flat(found), "```", ""]

@@ -31,7 +31,7 @@ def spectrum(seed: int, width: int, orders: float) -> Tensor:
     basis, _ = torch.linalg.qr(draw(seed, width, width))
     lengths = torch.logspace(0, -orders, width, dtype=F64)
     matrix: Tensor = (basis * lengths) @ basis.T
-    return matrix
+    return (matrix + matrix.T) / 2
 
 
 def scaled(seed: int, width: int, orders: float) -> Tensor:

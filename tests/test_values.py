@@ -166,10 +166,10 @@ def test_a_patch_that_is_on_is_part_of_the_model(tiny_lm: Tiny) -> None:
 @pytest.mark.parametrize("stop", [-1e6, 6.7])
 def test_facts_do_not_feel_each_other(tiny_lm: Tiny, family: str, stop: float) -> None:
     """Alone, together, more of them, in another order, in chunks of another size: the same shifts and stops."""
-    lm, edits = tiny_lm(family), tiny_edits(7)
-    config = replace(CONFIG, stop=stop, steps=12)
+    lm, edits = tiny_lm(family), tiny_edits(5)
+    config = replace(CONFIG, stop=stop, steps=10)
     together = values.search(lm, edits, config, TEMPLATES)
-    order = [4, 0, 6, 2, 5, 1, 3]
+    order = [4, 0, 2, 1, 3]
 
     def same(found: Found, which: Sequence[int]) -> None:
         agree(found.delta, together.delta[list(which)], 2e-3)
@@ -177,10 +177,8 @@ def test_facts_do_not_feel_each_other(tiny_lm: Tiny, family: str, stop: float) -
 
     same(values.search(lm, [edits[i] for i in order], config, TEMPLATES), order)
     same(values.search(lm, edits[:3], config, TEMPLATES), range(3))
-    same(values.search(lm, edits, config, TEMPLATES, chunk_tokens=24), range(7))
-    same(values.search(lm, edits, config, TEMPLATES, chunk_tokens=1), range(7))
-    for i in (0, 3):
-        same(values.search(lm, [edits[i]], config, TEMPLATES), [i])
+    same(values.search(lm, edits, config, TEMPLATES, chunk_tokens=24), range(5))
+    same(values.search(lm, [edits[3]], config, TEMPLATES, chunk_tokens=1), [3])
     same(values.search(lm, [edits[2], edits[2]], config, TEMPLATES), [2, 2])
 
 

@@ -159,6 +159,10 @@ def filled(layers: Sequence[tuple[Tensor, Tensor]]) -> DynamicCache:
     return cache
 
 
+_CACHE_SHARE = 10
+"""A batch that generates may hold this many times as many tokens in its cache as one forward runs."""
+
+
 class Scored(NamedTuple):
     """How a model rates one continuation, teacher-forced."""
 
@@ -426,7 +430,8 @@ def _generate(
     new = int(config.max_new_tokens or 0)
     found: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    lengths = [len(prompt) + new for prompt in prompts]
+    # the prompts' pass is bound by their tokens; after it a step runs one token a row, and what counts is the cache
+    lengths = [max(len(prompt), -(-(len(prompt) + new) // _CACHE_SHARE)) for prompt in prompts]
     model: Any = lm.model
     with ExitStack() as stack:
         stack.enter_context(lm.inference())

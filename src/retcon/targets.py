@@ -23,7 +23,7 @@ from retcon.values import Found, SearchConfig
 
 __all__ = ["BATCH", "Store", "find"]
 
-BATCH = 100
+BATCH = 50
 """Facts searched together."""
 
 

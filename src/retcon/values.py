@@ -17,14 +17,14 @@ and a shorter shift, by steps of a set length along the gradient. What makes it 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.cache_utils import DynamicCache
 
@@ -206,7 +206,7 @@ def search(
     *,
     penalty: Penalty | None = None,
     numbers: Sequence[int] | None = None,
-    chunk_tokens: int = 384,
+    chunk_tokens: int = 256,
     fast: bool | None = None,
     advance: Callable[[float], None] = lambda _done: None,
 ) -> Found:
@@ -233,7 +233,8 @@ def search(
     with frozen(lm.model):
         base, chunks = _prepare(lm, rows, len(edits), config, chunk_tokens, path)
         index = torch.arange(len(edits)) if numbers is None else torch.tensor(list(numbers))
-        return _descend(lm, chunks, base, config, penalty, index.to(base.device), advance)
+        with _half_weights(lm, config):
+            return _descend(lm, chunks, base, config, penalty, index.to(base.device), advance)
 
 
 # ---------------------------------------------------------------------------------------------- the descent
@@ -387,6 +388,25 @@ def _autocast(lm: LM, config: SearchConfig) -> AbstractContextManager[object]:
     if config.precision == "bfloat16" and lm.dtype == torch.float32:
         return torch.autocast(lm.device.type, torch.bfloat16)
     return nullcontext()
+
+
+@contextmanager
+def _half_weights(lm: LM, config: SearchConfig) -> Iterator[None]:
+    """Keep bfloat16 copies of the weights that the descent runs; autocast would make them anew in every forward."""
+    swapped: list[tuple[nn.Module, nn.Parameter]] = []
+    if config.precision == "bfloat16" and lm.dtype == torch.float32:
+        above = [lm.block(layer) for layer in range(_first_block(config), lm.arch.n_layers)]
+        modules = [part for block in above for part in block.modules()] + [lm.module(lm.arch.head)]
+        for module in modules:
+            if isinstance(module, nn.Linear) and isinstance(module.weight, nn.Parameter):
+                swapped.append((module, module.weight))
+    try:
+        for module, weight in swapped:
+            module._parameters["weight"] = nn.Parameter(weight.to(torch.bfloat16), requires_grad=False)
+        yield
+    finally:
+        for module, weight in swapped:
+            module._parameters["weight"] = weight
 
 
 def _kernels(lm: LM) -> AbstractContextManager[object]:
@@ -549,9 +569,15 @@ def _run_before(
     ):
         forward.call(lm, ids[:, :split], mask[:, :width], positions[:, :split], cache)
     layers: list[Any] = list(cache.layers)
-    run = [(layer.keys, layer.values) for layer in layers[first:]]
+    run = [(_held(lm, config, layer.keys), _held(lm, config, layer.values)) for layer in layers[first:]]
     keys, values = (x.new_zeros(1).expand(x.shape) for x in run[0])
     return [(keys, values)] * first + run
+
+
+def _held(lm: LM, config: SearchConfig, states: Tensor) -> Tensor:
+    """Keys or values as they are kept: in bfloat16 where every product of them will be."""
+    mixed = config.precision == "bfloat16" and lm.dtype == torch.float32
+    return states.to(torch.bfloat16) if mixed else states
 
 
 def _clean_whole(lm: LM, rows: list[Row], config: SearchConfig) -> tuple[_Chunk, Float[Tensor, "rows d"]]:

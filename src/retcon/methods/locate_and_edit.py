@@ -170,7 +170,6 @@ def edit_layers(
     Raises:
         RequestError: an edit has no subject.
         RetconError: there is no edit, or the layers are not there.
-        UnsupportedModel: what was written is not what the layer above then saw.
     """
     if not edits:
         raise RetconError("there is no edit; give at least one")
@@ -208,7 +207,10 @@ def edit_layers(
                 )
                 if index == 0:
                     run.notes["shared_keys"] = _shared_keys(reading.keys, part)
-                factors = rule(problem)
+                try:
+                    factors = rule(problem)
+                except ValueError as error:
+                    raise RetconError(f"layer {layer}: {error}") from error
                 entries[path] = LowRank(factors.U.float(), factors.V.float())
                 keys[path] = reading.keys.T
                 sweep.write(layer, entries[path])
