@@ -337,6 +337,14 @@ def test_a_file_without_text_is_refused(tmp_path: Path, content: str) -> None:
         stats.moments(lm, lm.arch.mlp_out[:1], [])
 
 
+@pytest.mark.parametrize(("name", "content"), [("a.txt", b"caf\xe9 au lait"), ("a.txt.gz", b"no gzip"),
+                                               ("b.txt.gz", gzip.compress(b"some text " * 50)[:-9])])  # fmt: skip
+def test_a_damaged_file_is_refused_in_one_sentence(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RetconError, match=f"{name} cannot be read as text"):
+        list(stats.texts_of(tmp_path / name))
+
+
 def test_a_missing_file_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(RetconError, match=r"nowhere.txt: there is no such file; for a hub data set run"):

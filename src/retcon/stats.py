@@ -159,6 +159,13 @@ def texts_of(source: str | Path | Iterable[str]) -> Iterator[str]:
     if not path.is_file():
         yield from _hub_texts(str(source))
         return
+    try:
+        yield from _file_texts(path)
+    except (EOFError, OSError, UnicodeDecodeError) as error:
+        raise RetconError(f"{path} cannot be read as text ({error}); give UTF-8 text or JSONL, plain or .gz") from error
+
+
+def _file_texts(path: Path) -> Iterator[str]:
     opener: Any = gzip.open if path.suffix == ".gz" else open
     jsonl = ".jsonl" in path.suffixes
     with opener(path, "rt", encoding="utf-8") as stream:
