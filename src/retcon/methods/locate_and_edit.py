@@ -180,7 +180,7 @@ def edit_layers(
     with ExitStack() as stack:
         with run.timed("statistics"):
             known = _moments(lm, paths, config)
-        with run.timed("templates"):
+        with run.timed("targets"):
             texts = ("", *_templates(lm, config))  # before the state is on: the unedited model writes them
         if state is not None and state.id not in {item.id for item in patch.active(lm.model)}:
             stack.enter_context(state.on(lm.model))
