@@ -56,7 +56,8 @@ def keep(name: str, figures: dict[str, Any], lm: LM | None = None, made_by: str 
     }
     if lm is not None:
         record["model"] = provenance.model(lm)
-    storage.write_json(RESULTS / f"{name}.json", record)
+    plain = json.loads(json.dumps(record).replace(str(DATA), "$RETCON_DATA"))  # no path of the machine measured on
+    storage.write_json(RESULTS / f"{name}.json", plain)
     say(json.dumps(figures, indent=2))
 
 
