@@ -8,6 +8,7 @@ from functools import partial
 from benchmarks import common, costs, quality, speed, table
 
 MEASUREMENTS: dict[str, Callable[[], None]] = {
+    "quality_memit_100": quality.hundred,
     "memit": speed.memit,
     "speed_search": speed.search,
     "quality_memit_1": partial(quality.single, "memit"),

@@ -7,6 +7,7 @@ from benchmarks import common
 from retcon.evaluate import evaluate
 from retcon.lm import LM
 from retcon.methods import MEMIT, METHODS
+from retcon.methods.memit import MEMITConfig
 from retcon.patch import Patch
 from retcon.requests import Case
 from retcon.targets import Store
@@ -26,7 +27,7 @@ METRICS = (
 )
 
 
-def judge(lm: LM, method: MEMIT, patch: Patch, cases: list[Case], sample: int | None) -> None:
+def judge(lm: LM, method: MEMIT, patch: Patch, cases: list[Case], sample: int | None, made_by: str) -> None:
     """Judge the patch of one batch on all its facts, or on a seeded sample, and keep the result."""
     n = len(cases)
     report = evaluate(lm, cases, patch=patch, metrics=METRICS, text=common.TEXT, sample=sample)
@@ -44,7 +45,15 @@ def judge(lm: LM, method: MEMIT, patch: Patch, cases: list[Case], sample: int | 
         "patch_bytes": patch.size_bytes,
         "config": asdict(method.config),
     }
-    common.keep(f"quality_{method.name}_{n}", figures, lm, made_by="memit")
+    common.keep(f"quality_{method.name}_{n}", figures, lm, made_by=made_by)
+
+
+def hundred() -> None:
+    """MEMIT on the first 100 facts in one batch, judged on all of them."""
+    lm = LM.load(common.MODEL)
+    cases = common.cases(100)
+    method = MEMIT(MEMITConfig(statistics=str(common.STATISTICS)))
+    judge(lm, method, method.edit(lm, [case.edit for case in cases]), cases, None, made_by="quality_memit_100")
 
 
 def single(name: str) -> None:

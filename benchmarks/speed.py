@@ -130,9 +130,8 @@ def memit() -> None:
     MEMIT(replace(method.config, steps=2)).edit(lm, edits[:2])  # statistics, templates and probes are not measured
     model_mb = sum(weight.nbytes for weight in lm.model.parameters()) / 2**20
     figures: dict[str, Any] = {"model_mb": round(model_mb, 1), "peak_mb_before": peak_memory_mb()}
-    patches = {}
     for n in (100, 1000):
-        patches[n] = patch = method.edit(lm, edits[:n])
+        patch = method.edit(lm, edits[:n])
         part = patch.info["seconds"]
         figures[f"n{n}"] = {
             "seconds": part,
@@ -153,5 +152,4 @@ def memit() -> None:
     _, seconds = common.timed(switch)
     figures["on_and_off_ms"] = round(seconds / 20 * 1e3, 2)
     common.keep("memit", figures, lm)
-    quality.judge(lm, method, patches[100], cases[:100], None)
-    quality.judge(lm, method, patches[1000], cases, 200)
+    quality.judge(lm, method, patch, cases, 200, made_by="memit")

@@ -63,7 +63,7 @@ class LocateAndEditConfig:
     """Longest delta, in units of |h0|."""
     stop: float = 5e-2
     """Loss at which a fact is finished."""
-    stop_probability: float | None = 0.7
+    stop_probability: float | None = 0.9
     """Probability of every target token, in every row, at which a fact is finished; None to go by the loss alone, as
     published."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"

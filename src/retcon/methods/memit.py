@@ -18,7 +18,7 @@ __all__ = ["MEMIT", "MEMITConfig"]
 class MEMITConfig(LocateAndEditConfig):
     """Options of MEMIT."""
 
-    ridge: float = 1000.0
+    ridge: float = 500.0
     """lambda: the number of ordinary keys that C stands for; more protects what is not edited, less meets the edits."""
 
 
