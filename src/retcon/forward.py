@@ -159,7 +159,7 @@ def filled(layers: Sequence[tuple[Tensor, Tensor]]) -> DynamicCache:
     return cache
 
 
-_CACHE_SHARE = 10
+_CACHE_SHARE = 12
 """A batch that generates may hold this many times as many tokens in its cache as one forward runs."""
 
 

@@ -30,7 +30,7 @@ SELF = "self"
 
 _MAX_LENGTH = 256
 _SAMPLE_LENGTH = 128
-_TOKENS_PER_WIDTH = 16
+_TOKENS_PER_WIDTH, _OWN_TOKENS_PER_WIDTH = 16, 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +60,16 @@ def moments(
         lm: the model.
         paths: full module paths.
         source: `self`, a text or JSONL file (plain or .gz), a `datasets` id, or texts.
-        tokens_wanted: how many tokens to use; 16 times the key width by default, fewer where the text ends.
+        tokens_wanted: how many tokens to use; by default 16 times the key width, 10 times for `self`, fewer where the
+            text ends.
         seed: seed of the sampling, for `self`.
         cached: whether results are read from and written to the cache.
 
     Raises:
         RetconError: the source cannot be read or holds no text.
     """
-    wanted = tokens_wanted or _TOKENS_PER_WIDTH * lm.arch.d_mlp
+    per_width = _OWN_TOKENS_PER_WIDTH if source == SELF else _TOKENS_PER_WIDTH
+    wanted = tokens_wanted or per_width * lm.arch.d_mlp
     state = storage.digest(lm.fingerprint(), [item.id for item in patch.active(lm.model)])
     rows, provenance = _rows(lm, source, wanted, seed, state if cached else None)
     key = storage.digest(state, provenance["ids_sha256"], "moments-1")[:24]

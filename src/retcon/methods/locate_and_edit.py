@@ -41,7 +41,7 @@ class LocateAndEditConfig:
     statistics: str = stats.SELF
     """Text for the second moments of keys: a file, a `datasets` id, `self` (the model's own), or `none` (C = I)."""
     statistics_tokens: int | None = None
-    """Tokens of it; 16 times the key width by default."""
+    """Tokens of it; by default 16 times the key width, 10 times for `self`."""
     templates: int = 5
     """Texts, written by the model, that the prompt must hold after; besides the bare prompt."""
     template_length: int = 10
