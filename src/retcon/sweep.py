@@ -82,7 +82,6 @@ class Sweep:
         size = sum(chunk.rows.ids.numel() for chunk in self._chunks) * lm.arch.d_model * 4
         self._keep = size <= _MAX_STATES and forward.entry_holds(lm)
         self._at: int | None = None
-        self._edited: list[int] = []
         self._stack = ExitStack()
 
     def _laid_out(self, edits: Sequence[Edit], templates: Sequence[str], chunk_tokens: int) -> list[_Chunk]:
@@ -139,7 +138,6 @@ class Sweep:
         """Put the change of `layer` on the model, for the layers above to see."""
         module = self._lm.projection(layer)
         self._stack.enter_context(patch.hooked(module, change))
-        self._edited.append(layer)
 
     def _run(self, chunk: _Chunk, layer: int, top: int) -> dict[str, Tensor]:
         """Run one chunk up to the projection of `layer`, a bare one on to block `top`; keep the block's input."""

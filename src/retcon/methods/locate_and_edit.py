@@ -47,8 +47,8 @@ class LocateAndEditConfig:
     template_length: int = 10
     """Tokens of each."""
     optimizer: Literal["adam", "normalised"] = "normalised"
-    """How targets are sought: `adam` as published, or `normalised` steps along the gradient, which need a quarter of
-    the evaluations and end at a shorter delta."""
+    """How targets are sought: `adam` as published, or `normalised` steps along the gradient, which need a third of
+    the evaluations."""
     steps: int = 16
     """Evaluations of the search's loss at most; published: 25."""
     lr: float = 0.12
