@@ -44,9 +44,14 @@ class Reading:
     bare_keys: Float[Tensor, "N d_k"]
     """The same under the bare prompt alone."""
     outputs: Float[Tensor, "N d"]
-    """Present output of the projection under the bare prompt (bias and patches included)."""
+    """Present output of block `top`'s projection under the bare prompt (bias and patches included)."""
     states: Float[Tensor, "N d"]
     """Present output of block `top` at the subject's last token under the bare prompt."""
+
+    def only(self, facts: Sequence[int]) -> "Reading":
+        """The reading of some of the facts."""
+        index = list(facts)
+        return Reading(self.keys[index], self.bare_keys[index], self.outputs[index], self.states[index])
 
 
 class Sweep:
@@ -110,7 +115,7 @@ class Sweep:
             chunk.states = None
 
     def read(self, layer: int, top: int, *, bare_only: bool = False) -> Reading:
-        """Keys of `layer` and states of block `top`, with all changes so far on; layers are read from below.
+        """Keys of `layer`, states and outputs of block `top`, with all changes so far on; layers are read from below.
 
         With `bare_only` the templates are left out, and the averaged keys with them.
         """
@@ -142,7 +147,8 @@ class Sweep:
     def _run(self, chunk: _Chunk, layer: int, top: int) -> dict[str, Tensor]:
         """Run one chunk up to the projection of `layer`, a bare one on to block `top`; keep the block's input."""
         lm = self._lm
-        block, projection, last = lm.arch.blocks[layer], lm.arch.mlp_out[layer], lm.arch.blocks[top]
+        block, projection = lm.arch.blocks[layer], lm.arch.mlp_out[layer]
+        written, last = lm.arch.mlp_out[top], lm.arch.blocks[top]
         with ExitStack() as stack:
             if chunk.states is not None and self._at:
                 stack.enter_context(forward.entered_at(lm, self._at, chunk.states))
@@ -153,7 +159,7 @@ class Sweep:
                     stop_after=None if chunk.bare else projection,
                 )
             )
-            ends = {projection: lm.module(projection), last: lm.module(last)} if chunk.bare else {}
+            ends = {written: lm.module(written), last: lm.module(last)} if chunk.bare else {}
             outputs = stack.enter_context(hooks.record(ends, "output", stop_after=last))
             stack.enter_context(hooks.stoppable())
             forward.call(lm, chunk.rows.ids, chunk.rows.mask, chunk.rows.positions)
@@ -162,6 +168,6 @@ class Sweep:
         rows = len(chunk.rows)
         seen = {"key": hooks.unflattened(inputs[projection], rows)[:, -1]}
         if chunk.bare:
-            output = hooks.unflattened(outputs[projection], rows)
+            output = hooks.unflattened(outputs[written], rows)
             seen |= {"state": outputs[last][:, -1], "output": output[:, -1]}
         return seen

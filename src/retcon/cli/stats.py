@@ -47,7 +47,7 @@ def run(
     """
     with screen(output) as show:
         from retcon import stats
-        from retcon.methods.locate_and_edit import edited_layers
+        from retcon.methods.family import edited_layers
 
         lm = model.load()
         started = time.perf_counter()

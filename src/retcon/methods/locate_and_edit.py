@@ -1,99 +1,166 @@
-"""The engine of all locate-and-edit methods: templates, statistics, targets, and a sweep that writes layer by layer.
+"""The engine of all methods that locate and edit: statistics, targets, and a sweep that writes layer by layer.
 
 A method of the family is a configuration, and a rule for one layer: from the keys and the residuals of all facts to the
 factors of the change. Everything else is here, once.
 """
 
-import platform
+import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
-from importlib.metadata import version
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retcon import patch, solve, stats, targets, templates, tokens
+from retcon import forward, patch, solve, stats, targets, templates, tokens
 from retcon.errors import RetconError, RetconWarning
 from retcon.lm import LM
-from retcon.patch import LowRank, Patch, Step
-from retcon.requests import Edit, to_dict
+from retcon.methods import record
+from retcon.methods.family import LocateAndEditConfig, Problem, Site, edited_layers, past_keys, search_config
+from retcon.patch import LowRank, Patch
+from retcon.requests import Edit
 from retcon.sweep import Reading, Sweep
 from retcon.targets import Store
 from retcon.values import Found, SearchConfig
 
-__all__ = ["LayerRule", "LocateAndEditConfig", "Problem", "Run", "edit_layers", "edited_layers", "joined", "metric"]
+__all__ = ["LocateAndEdit", "edit_layers", "residuals"]
 
 _SAME_KEY = 0.999
 """Cosine above which two keys count as the same."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocateAndEditConfig:
-    """What all locate-and-edit methods share."""
+class LocateAndEdit:
+    """A method of the family: its configuration, and its rule for one layer. The rest has defaults to override."""
 
-    layers: tuple[int, ...] | None = None
-    """Layers to edit; by default a window found from the model's depth."""
-    statistics: str = stats.SELF
-    """Text for the second moments of keys: a file, a `datasets` id, `self` (the model's own), or `none` (C = I)."""
-    statistics_tokens: int | None = None
-    """Tokens of it; by default 16 times the key width, 10 times for `self`."""
-    templates: int = 5
-    """Texts, written by the model, that the prompt must hold after; besides the bare prompt."""
-    template_length: int = 10
-    """Tokens of each."""
-    optimizer: Literal["adam", "normalised"] = "normalised"
-    """How targets are sought: `adam` as published, or `normalised` steps along the gradient, which need a third of
-    the evaluations."""
-    steps: int = 16
-    """Evaluations of the search's loss at most; published: 25."""
-    lr: float = 0.12
-    """Length of a step in units of |h0|; for `adam` its learning rate (published: 0.5)."""
-    momentum: float = 0.5
-    """Decay rate of the mean of gradients; Adam's is 0.9."""
-    weight_decay: float = 0.5
-    """Weight of |delta| / |h0|^2."""
-    kl: float = 0.0625
-    """Weight of the essence term."""
-    clamp: float = 0.75
-    """Longest delta, in units of |h0|."""
-    stop: float = 5e-2
-    """Loss at which a fact is finished."""
-    stop_probability: float | None = 0.9
-    """Probability of every target token, in every row, at which a fact is finished; None to go by the loss alone, as
-    published."""
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
-    """Dtype of the search's matrix products; shifts and sums stay fp32."""
-    seed: int = 0
-    """Seed of templates and sampled text."""
+    Config: Any = LocateAndEditConfig
+    name: str = ""
+    order_matters: bool = False
+    site: Site = "layer_out"
+    """Where targets are sought."""
+    every_layer: bool = False
+    """Whether targets are sought at each edited layer in turn, on the model as edited so far, and written in full."""
+    bare_weight: float = 0.5
+    """Share of the bare prompt in an averaged key; the other templates share the rest evenly."""
+    remembers: bool = True
+    """Whether the keys of a batch are kept in the patch for later ones."""
+
+    def __init__(self, config: Any = None) -> None:
+        self.config = self.Config() if config is None else config
+
+    def edit(
+        self,
+        lm: LM,
+        edits: Sequence[Edit],
+        *,
+        retain: Sequence[str] = (),
+        state: Patch | None = None,
+        stores: Sequence[Store] = (),
+    ) -> Patch:
+        """Edit all facts in one batch; with `state`, on top of that patch, which the result then contains.
+
+        Args:
+            lm: the model; it is left as it was.
+            edits: the facts; each needs a subject.
+            retain: texts to keep, for methods that use them.
+            state: the patch to go on from.
+            stores: where found targets are looked up and kept.
+
+        Raises:
+            RequestError: an edit has no subject.
+            RetconError: there is no edit, or the layers are not there.
+        """
+        return edit_layers(self, lm, edits, retain=retain, state=state, stores=stores)
+
+    def rule(self, problem: Problem) -> solve.Factors:
+        """The change of one projection, from the keys and the residuals of all facts."""
+        raise NotImplementedError
+
+    def layers(self, lm: LM) -> tuple[int, ...]:
+        """The layers to edit, from below."""
+        return edited_layers(lm, self.config.layers)
+
+    def texts(self, lm: LM) -> tuple[str, ...]:
+        """The texts that prompts must hold after, besides none: what the model as it is writes itself."""
+        return _templates(lm, self.config)
+
+    def prepare(
+        self,
+        lm: LM,
+        paths: Sequence[str],
+        known: Mapping[str, stats.Moments],
+        retain: Sequence[str],
+        notes: dict[str, Any],
+    ) -> Mapping[str, Any]:
+        """What the rule needs besides, once a call and before the state is on, for some of the projections at `paths`.
+
+        Args:
+            lm: the unedited model.
+            paths: module paths of the projections to edit.
+            known: the statistics, by path; empty where C = I.
+            retain: texts to keep.
+            notes: taken up into the patch's info; JSON types.
+
+        Raises:
+            RetconError: the method cannot work with these statistics.
+        """
+        return {}
+
+    def share(self, left: int) -> float:
+        """The share of the remaining residual that the next layer takes, `left` of them being still to write."""
+        return 1 / left
+
+    def find(
+        self,
+        lm: LM,
+        edits: Sequence[Edit],
+        search: SearchConfig,
+        texts: Sequence[str],
+        stores: Sequence[Store],
+        written: Sequence[LowRank],
+    ) -> tuple[Found, int]:
+        """The targets of all edits, and how many of them came from a store."""
+        return targets.find(lm, edits, search, texts, stores, written=written)
+
+
+def edit_layers(
+    method: LocateAndEdit,
+    lm: LM,
+    edits: Sequence[Edit],
+    *,
+    retain: Sequence[str] = (),
+    state: Patch | None = None,
+    stores: Sequence[Store] = (),
+) -> Patch:
+    """Edit all facts in one batch, as `LocateAndEdit.edit` says."""
+    if not edits:
+        raise RetconError("there is no edit; give at least one")
+    config, run, layers = method.config, _Run(), method.layers(lm)
+    paths = [lm.arch.mlp_out[layer] for layer in layers]
+    with ExitStack() as stack:
+        with run.timed("statistics"):
+            known = _moments(lm, paths, config)
+            extra = method.prepare(lm, paths, known, retain, run.notes)
+        with run.timed("targets"):
+            texts = ("", *method.texts(lm))  # before the state is on: the unedited model writes them
+        if state is not None and state.id not in {item.id for item in patch.active(lm.model)}:
+            stack.enter_context(state.on(lm.model))
+        work = _Batch(method, lm, edits, layers, texts, known, extra, retain, state, stores, run)
+        for number in range(config.rounds):
+            if not work.round(number):
+                break
+    memory = {f"cat.keys.{path}": keys for path, keys in work.keys.items()} if method.remembers else {}
+    old = {} if state is None else state.state
+    memory = {name: _remembered(old.get(name), keys.cpu()) for name, keys in memory.items()}
+    info = {"targets_cached": run.cached, **run.notes, "facts": run.facts}
+    return record.as_patch(lm, method.name, config, edits, work.entries, state, memory, run.seconds, info)
 
 
 @dataclass(slots=True)
-class Problem:
-    """What a method's rule for one layer gets."""
-
-    layer: int
-    path: str
-    """Module path of the projection."""
-    keys: Float[Tensor, "d_k N"]
-    residuals: Float[Tensor, "d N"]
-    """This layer's share of what is still to be written, at the projection's output."""
-    reading: Reading
-    moments: stats.Moments | None
-    """Statistics of keys; None stands for C = I."""
-    past: Float[Tensor, "d_k n"]
-    """Keys of earlier batches, from the state."""
-
-
-LayerRule = Callable[[Problem], solve.Factors]
-
-
-@dataclass(slots=True)
-class Run:
+class _Run:
     """Bookkeeping of one call of `edit`: seconds of each phase, and what to tell of each fact."""
 
     seconds: dict[str, float] = field(default_factory=lambda: {"statistics": 0.0, "targets": 0.0, "solve": 0.0})
@@ -111,115 +178,111 @@ class Run:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
 
-def edited_layers(lm: LM, layers: Sequence[int] | None, *, width: int = 5) -> tuple[int, ...]:
-    """The layers to edit: those asked for, or `width` of them that end at 0.31 of the depth (9 of SmolLM2-135M's 30).
+@dataclass(slots=True)
+class _Batch:
+    """One batch of facts on its way into the layers, in one round or more."""
 
-    Published windows end at 0.26 (Llama-3-8B) to 0.36 (gpt2-xl) of the depth; the rule is a start for models that have
-    not been measured, not a tuned choice.
+    method: LocateAndEdit
+    lm: LM
+    edits: Sequence[Edit]
+    layers: tuple[int, ...]
+    texts: tuple[str, ...]
+    known: Mapping[str, stats.Moments]
+    extra: Mapping[str, Any]
+    retain: Sequence[str]
+    state: Patch | None
+    stores: Sequence[Store]
+    run: _Run
+    entries: dict[str, LowRank] = field(default_factory=dict)
+    """What has been written, by module path."""
+    keys: dict[str, Tensor] = field(default_factory=dict)
+    """Keys of the first round, (d_k, N) by module path."""
 
-    Raises:
-        RetconError: a layer is not there, or they are not in rising order.
-    """
-    n = lm.arch.n_layers
-    if layers is None:
-        last = max(min(round(0.31 * (n - 1)), n - 2), 1 if n > 1 else 0)
-        return tuple(range(max(last - width + 1, min(1, last)), last + 1))
-    chosen = tuple(layers)
-    if not chosen or any(not 0 <= layer < n for layer in chosen) or list(chosen) != sorted(set(chosen)):
-        raise RetconError(f"layers {list(chosen)} do not fit; name some of 0 to {n - 1} in rising order")
-    return chosen
-
-
-def search_config(config: LocateAndEditConfig, layer: int, site: Literal["layer_out", "module_out"]) -> SearchConfig:
-    """The options of the search at a layer."""
-    shared = {field.name for field in fields(SearchConfig)} & {field.name for field in fields(config)}
-    return SearchConfig(layer=layer, site=site, **{name: getattr(config, name) for name in shared})
-
-
-def edit_layers(
-    lm: LM,
-    edits: Sequence[Edit],
-    config: LocateAndEditConfig,
-    rule: LayerRule,
-    *,
-    method: str,
-    share: Callable[[int], float] = lambda left: 1 / left,
-    site: Literal["layer_out", "module_out"] = "layer_out",
-    bare_weight: float = 0.5,
-    state: Patch | None = None,
-    remember: bool = False,
-    stores: Sequence[Store] = (),
-    config_record: dict[str, Any] | None = None,
-) -> Patch:
-    """Edit all facts in one batch.
-
-    Args:
-        lm: the model.
-        edits: the facts; each needs a subject.
-        config: the method's configuration.
-        rule: from one layer's keys and residuals to the change of its projection.
-        method: the method's id.
-        share: from the number of layers still to write to the share of the remaining residual that the next one takes.
-        site: where targets are sought; where the write gain is not linear it is `module_out` at each layer in turn.
-        bare_weight: share of the bare prompt in an averaged key.
-        state: the patch to go on from; the result contains it.
-        remember: whether the keys of this batch are kept in the patch for later ones.
-        stores: where targets are looked up and kept.
-        config_record: what the patch says of the configuration, if not `config` itself.
-
-    Raises:
-        RequestError: an edit has no subject.
-        RetconError: there is no edit, or the layers are not there.
-    """
-    if not edits:
-        raise RetconError("there is no edit; give at least one")
-    run = Run()
-    layers = edited_layers(lm, config.layers)
-    paths = [lm.arch.mlp_out[layer] for layer in layers]
-    each = lm.arch.write_gain is None
-    with ExitStack() as stack:
-        with run.timed("statistics"):
-            known = _moments(lm, paths, config)
-        with run.timed("targets"):
-            texts = ("", *_templates(lm, config))  # before the state is on: the unedited model writes them
-        if state is not None and state.id not in {item.id for item in patch.active(lm.model)}:
-            stack.enter_context(state.on(lm.model))
-        with run.timed("targets"):
-            top = layers[-1]
-            where = search_config(config, top, "module_out" if each else site)
-            found, run.cached = (None, 0) if each else targets.find(lm, edits, where, texts, stores)
-        entries: dict[str, LowRank] = {}
-        keys: dict[str, Tensor] = {}
-        sweep = stack.enter_context(Sweep(lm, edits, texts, layers, bare_weight=bare_weight))
-        for index, (layer, path) in enumerate(zip(layers, paths, strict=True)):
-            if each:
-                with run.timed("targets"):
-                    below = tuple(entries.values())
-                    found, cached = targets.find(lm, edits, replace(where, layer=layer), texts, stores, written=below)
-                    run.cached += cached if index == 0 else 0
-            assert found is not None
+    def round(self, number: int) -> bool:
+        """Seek targets on the model as it is, and write them layer by layer; whether there was anything to write."""
+        method, lm, run, top = self.method, self.lm, self.run, self.layers[-1]
+        each = method.every_layer or lm.arch.write_gain is None
+        site = self._site()
+        found: Found | None = None
+        with ExitStack() as stack:
+            for path, entry in self.entries.items():
+                stack.enter_context(patch.hooked(lm.module(path), entry))
+            again = self._unsure() if number else list(range(len(self.edits)))
+            if not again:
+                return False
+            if not each:
+                found = self._found(again, top, site, [*self.entries.values()], number == 0)
+            new: dict[str, LowRank] = {}
+            sweep = stack.enter_context(Sweep(lm, self.edits, self.texts, self.layers, bare_weight=method.bare_weight))
+            for index, layer in enumerate(self.layers):
+                if each:
+                    below = [*self.entries.values(), *new.values()]
+                    found = self._found(again, layer, site, below, number == 0 and index == 0)
+                assert found is not None
+                with run.timed("solve"):
+                    reading = sweep.read(layer, layer if each else top)
+                    left = self._left(found, again, reading, site)
+                    part = left if each else left * method.share(len(self.layers) - index)
+                    path = lm.arch.mlp_out[layer]
+                    new[path] = self._solved(Problem(
+                        lm, layer, path, reading.keys.T, part.T, reading, self.known.get(path),
+                        past_keys(self.state, path, lm), self.edits, self.retain, self.extra.get(path),
+                    ))  # fmt: skip
+                    self.keys.setdefault(path, reading.keys.T)
+                    if number == 0 and index == 0:
+                        run.notes["shared_keys"] = _shared_keys(reading.keys, part)
+                    sweep.write(layer, new[path])
             with run.timed("solve"):
-                reading = sweep.read(layer, top)
-                left = _residuals(lm, found, reading, at_module=each or site == "module_out")
-                part = left if each else left * share(len(layers) - index)
-                problem = Problem(
-                    layer, path, reading.keys.T, part.T, reading, known.get(path), past_keys(state, path, lm)
-                )
-                if index == 0:
-                    run.notes["shared_keys"] = _shared_keys(reading.keys, part)
-                try:
-                    factors = rule(problem)
-                except ValueError as error:
-                    raise RetconError(f"layer {layer}: {error}") from error
-                entries[path] = LowRank(factors.U.float(), factors.V.float())
-                keys[path] = reading.keys.T
-                sweep.write(layer, entries[path])
-        with run.timed("solve"):
-            final = sweep.read(top, top, bare_only=True)
-            assert found is not None
-            rest = _residuals(lm, found, final, at_module=each or site == "module_out")
-            run.facts = _diagnostics(found, rest, final)
-    return _as_patch(lm, edits, config_record or asdict(config), method, entries, keys if remember else {}, state, run)
+                final = sweep.read(top, top, bare_only=True)
+                assert found is not None
+                _diagnose(run, found, again, self._left(found, again, final, site))
+        for path, entry in new.items():
+            if path in self.entries:
+                both = patch.combine(self.entries[path], entry)
+                assert isinstance(both, LowRank)
+                entry = both
+            self.entries[path] = entry
+        return True
+
+    def _site(self) -> Site:
+        """Where targets are sought: where the write gain is not linear, at the output of the edited projection."""
+        linear = self.lm.arch.write_gain is not None
+        return "module_out" if self.method.site == "layer_out" and not linear else self.method.site
+
+    def _found(self, facts: Sequence[int], layer: int, site: Site, written: Sequence[LowRank], first: bool) -> Found:
+        """Targets of some of the facts, sought on the model as it is."""
+        with self.run.timed("targets"):
+            where = search_config(self.method.config, layer, site)
+            edits = [self.edits[i] for i in facts]
+            found, cached = self.method.find(self.lm, edits, where, self.texts, self.stores, written)
+            self.run.cached += cached if first else 0
+            return found
+
+    def _unsure(self) -> list[int]:
+        """The facts that the model as it is does not hold by the search's own stop, asked under the bare prompt."""
+        config = self.method.config
+        bound = math.exp(-config.stop) if config.stop_probability is None else config.stop_probability
+        rows = []
+        for edit in self.edits:
+            text = self.lm.render(edit.text)
+            rows.append((tokens.encode(self.lm, text), [tokens.target_ids(self.lm, text, edit.target)]))
+        with self.run.timed("targets"):
+            scored = forward.score(self.lm, rows)
+        return [i for i, found in enumerate(scored) if min(found[0].logprobs) < math.log(bound)]
+
+    def _left(self, found: Found, facts: Sequence[int], reading: Reading, site: Site) -> Float[Tensor, "N d"]:
+        """What is still to be written: nothing for facts that were not sought."""
+        some = residuals(self.lm, found, reading.only(facts), site)
+        left = some.new_zeros(len(self.edits), some.shape[1])
+        left[list(facts)] = some
+        return left
+
+    def _solved(self, problem: Problem) -> LowRank:
+        try:
+            factors = self.method.rule(problem)
+        except ValueError as error:
+            raise RetconError(f"layer {problem.layer}: {error}") from error
+        return LowRank(factors.U.float(), factors.V.float())
 
 
 def _moments(lm: LM, paths: Sequence[str], config: LocateAndEditConfig) -> dict[str, stats.Moments]:
@@ -233,31 +296,14 @@ def _templates(lm: LM, config: LocateAndEditConfig) -> tuple[str, ...]:
     return templates.written(lm, words, length=config.template_length, seed=config.seed) if words else ()
 
 
-def _residuals(lm: LM, found: Found, reading: Reading, *, at_module: bool) -> Float[Tensor, "N d"]:
+def residuals(lm: LM, found: Found, reading: Reading, site: Site) -> Float[Tensor, "N d"]:
     """What is still to be written at the projection's output, from the present state of the partly edited model."""
-    if at_module:
-        return found.target.double() - reading.outputs
-    gain = lm.arch.write_gain
-    assert gain is not None
-    return (found.target.double() - reading.states) / gain
-
-
-def metric(problem: Problem, weight: float) -> solve.Metric:
-    """`weight * C + past keys`, factored; C = I where there are no statistics."""
-    width = problem.keys.shape[0]
-    if problem.moments is None:
-        second = torch.eye(width, dtype=torch.float64, device=problem.keys.device)
-    else:
-        second = solve.shrunk(problem.moments.second, problem.moments.count).to(problem.keys.device)
-    return solve.cholesky(weight * second + problem.past @ problem.past.T)
-
-
-def past_keys(state: Patch | None, path: str, lm: LM) -> Float[Tensor, "d_k n"]:
-    """Keys of the batches in `state`, so that a later batch leaves them alone; (d_k, 0) where there are none."""
-    none = torch.zeros(lm.arch.d_mlp, 0, dtype=torch.float64, device=lm.device)
-    if state is None or f"cat.keys.{path}" not in state.state:
-        return none
-    return state.state[f"cat.keys.{path}"].double().to(lm.device)
+    if site == "layer_out":
+        gain = lm.arch.write_gain
+        assert gain is not None
+        return (found.target.double() - reading.states) / gain
+    wanted = found.target[:, 1] if site == "attn_and_mlp_out" else found.target
+    return wanted.double() - reading.outputs
 
 
 def _remembered(old: Tensor | None, new: Tensor) -> Tensor:
@@ -288,65 +334,26 @@ def _shared_keys(keys: Float[Tensor, "N d_k"], residuals: Float[Tensor, "N d"]) 
     return count
 
 
-def _diagnostics(found: Found, rest: Tensor, final: Reading) -> list[dict[str, Any]]:
-    """One record a fact: how the search ended, and the share of its residual that was not written."""
-    length = found.delta.double().norm(dim=1)
+def _diagnose(run: _Run, found: Found, facts: Sequence[int], left: Float[Tensor, "N d"]) -> None:
+    """One record a fact: how its search ended, and the share of its residual that was not written.
+
+    From the second round on, the records of facts that were sought again are brought up to date.
+    """
+    length = found.delta.double().flatten(1).norm(dim=1)
+    rest = left[list(facts)].norm(dim=1) / length.clamp_min(1e-12)
     columns = {
         "evaluations": found.evaluations.tolist(),
         "loss": [round(value, 5) for value in found.loss.tolist()],
         "probability": [round(value, 5) for value in found.probability.tolist()],
         "delta_norm": [round(value, 4) for value in length.tolist()],
-        "base_norm": [round(value, 4) for value in found.base.norm(dim=1).tolist()],
-        "left": [round(value, 4) for value in (rest.norm(dim=1) / length.clamp_min(1e-12)).tolist()],
+        "base_norm": [round(value, 4) for value in found.base.flatten(1).norm(dim=1).tolist()],
+        "left": [round(value, 4) for value in rest.tolist()],
     }
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
-def joined(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What several runs, one after the other, tell of themselves: counts and seconds added, facts in order."""
-    seconds: dict[str, float] = {}
-    for info in infos:
-        for phase, value in info["seconds"].items():
-            seconds[phase] = round(seconds.get(phase, 0.0) + value, 3)
-    return {
-        "n": sum(info["n"] for info in infos),
-        "seconds": seconds,
-        "targets_cached": sum(info["targets_cached"] for info in infos),
-        "facts": [fact for info in infos for fact in info["facts"]],
-    }
-
-
-def _as_patch(
-    lm: LM,
-    edits: Sequence[Edit],
-    config: dict[str, Any],
-    method: str,
-    entries: dict[str, LowRank],
-    keys: dict[str, Tensor],
-    state: Patch | None,
-    run: Run,
-) -> Patch:
-    versions = {name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version()}
-    step = Step(
-        method=method,
-        config=config,
-        edits=tuple(to_dict(edit) for edit in edits),
-        parent=patch.top(lm.model),
-        seed=config.get("seed"),
-        versions=versions,
-        chat=lm.chat,
-        bos=bool(tokens.special_ids(lm)[0]),
-    )
-    base = patch.describe_base(lm.model, entries, name=lm.name, revision=lm.revision, source=lm.source)
-    info = {
-        "n": len(edits),
-        "seconds": {name: round(value, 3) for name, value in run.seconds.items()},
-        "targets_cached": run.cached,
-        **run.notes,
-        "facts": run.facts,
-    }
-    old = {} if state is None else state.state
-    memory = {f"cat.keys.{path}": _remembered(old.get(f"cat.keys.{path}"), found.cpu()) for path, found in keys.items()}
-    if state is None:
-        return Patch(dict(entries), base, (step,), memory, info)
-    return state.then(entries, step, base=base, state={**old, **memory}, info=info)
+    new: list[dict[str, Any]] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    if not run.facts:
+        run.facts = [{"rounds": 1, **fact} for fact in new]
+        return
+    for i, now in zip(facts, new, strict=True):
+        old = run.facts[i]
+        added = {name: old[name] + now[name] for name in ("evaluations", "delta_norm")}
+        run.facts[i] = {**now, **added, "rounds": old["rounds"] + 1}

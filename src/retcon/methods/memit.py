@@ -1,15 +1,11 @@
 """MEMIT: many facts in one ridge regression a layer, spread over several layers (Meng et al., arXiv 2210.07229)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from retcon import solve
-from retcon.lm import LM
-from retcon.methods.locate_and_edit import LocateAndEditConfig, Problem, edit_layers, metric
-from retcon.patch import Patch
-from retcon.requests import Edit
-from retcon.targets import Store
+from retcon.methods.family import LocateAndEditConfig, Problem, metric
+from retcon.methods.locate_and_edit import LocateAndEdit
 
 __all__ = ["MEMIT", "MEMITConfig"]
 
@@ -22,7 +18,7 @@ class MEMITConfig(LocateAndEditConfig):
     """lambda: the number of ordinary keys that C stands for; more protects what is not edited, less meets the edits."""
 
 
-class MEMIT:
+class MEMIT(LocateAndEdit):
     """MEMIT: many facts at once, spread over several layers; goes on in batches by remembering earlier keys.
 
     At each layer the least-squares change for all facts, with the pull of lambda ordinary keys:
@@ -36,36 +32,8 @@ class MEMIT:
     """
 
     Config: Any = MEMITConfig
-    name: str = "memit"
-    order_matters: bool = False
+    name = "memit"
 
-    def __init__(self, config: MEMITConfig | None = None) -> None:
-        self.config = config or MEMITConfig()
-
-    def edit(
-        self,
-        lm: LM,
-        edits: Sequence[Edit],
-        *,
-        retain: Sequence[str] = (),
-        state: Patch | None = None,
-        stores: Sequence[Store] = (),
-    ) -> Patch:
-        """Edit all facts in one batch; with `state`, on top of that patch, which the result then contains.
-
-        Args:
-            lm: the model; it is left as it was.
-            edits: the facts; each needs a subject.
-            retain: not used by this method.
-            state: the patch to go on from.
-            stores: where found targets are looked up and kept.
-
-        Raises:
-            RequestError: an edit has no subject.
-            RetconError: there is no edit, or the layers are not there.
-        """
-
-        def rule(problem: Problem) -> solve.Factors:
-            return solve.ridge(problem.keys, problem.residuals, metric(problem, self.config.ridge))
-
-        return edit_layers(lm, edits, self.config, rule, method=self.name, state=state, remember=True, stores=stores)
+    def rule(self, problem: Problem) -> solve.Factors:
+        """R K^T (lambda C + K_p K_p^T + K K^T)^{-1}."""
+        return solve.ridge(problem.keys, problem.residuals, metric(problem, self.config.ridge))

@@ -3,13 +3,14 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal, cast
 
 from retcon import progress, solve
 from retcon.errors import RetconError, RetconWarning
 from retcon.lm import LM
-from retcon.methods.locate_and_edit import LocateAndEditConfig, Problem, edit_layers, edited_layers, joined, metric
+from retcon.methods.family import LocateAndEditConfig, Problem, metric
+from retcon.methods.locate_and_edit import LocateAndEdit
+from retcon.methods.record import joined
 from retcon.patch import Patch
 from retcon.requests import Edit
 from retcon.targets import Store
@@ -30,7 +31,7 @@ class ROMEConfig(LocateAndEditConfig):
     """`r-rome` uses the averaged key throughout; `rome`, as first published, divides by the bare key's product."""
 
 
-class ROME:
+class ROME(LocateAndEdit):
     """ROME: one fact at a time by a rank-one change of one layer.
 
         u = C^{-1} k_bar,   Delta = (v* - o(k_bar)) u^T / (k_bar . u)            (r-ROME, the default)
@@ -45,11 +46,21 @@ class ROME:
     """
 
     Config: Any = ROMEConfig
-    name: str = "rome"
-    order_matters: bool = True
+    name = "rome"
+    order_matters = True
+    site = "module_out"
+    remembers = False
 
     def __init__(self, config: ROMEConfig | None = None) -> None:
-        self.config = config or ROMEConfig()
+        super().__init__(config)
+        self.bare_weight = 1 / (self.config.templates + 1)
+
+    def layers(self, lm: LM) -> tuple[int, ...]:
+        """The one layer to edit: the last of those that the family would."""
+        layers = super().layers(lm)
+        if self.config.layers is not None and len(layers) > 1:
+            raise RetconError(f"ROME edits one layer; name one of {list(layers)}")
+        return layers[-1:]
 
     def edit(
         self,
@@ -60,57 +71,32 @@ class ROME:
         state: Patch | None = None,
         stores: Sequence[Store] = (),
     ) -> Patch:
-        """Edit the facts one after the other; with `state`, on top of that patch, which the result then contains.
-
-        Args:
-            lm: the model; it is left as it was.
-            edits: the facts; each needs a subject.
-            retain: not used by this method.
-            state: the patch to go on from.
-            stores: where found targets are looked up and kept.
-
-        Raises:
-            RequestError: an edit has no subject.
-            RetconError: there is no edit, or more than one layer is named.
-        """
-        if not edits:
-            raise RetconError("there is no edit; give at least one")
+        """Edit the facts one after the other, each on top of those before it; else as `LocateAndEdit.edit`."""
         if len(edits) > _MANY:
             warnings.warn(
                 f"ROME edits one fact after the other and the model wears out after tens; for {len(edits)} use memit",
                 RetconWarning,
                 stacklevel=2,
             )
-        layers = edited_layers(lm, self.config.layers)
-        if self.config.layers is not None and len(layers) > 1:
-            raise RetconError(f"ROME edits one layer; name one of {list(layers)}")
-        config = replace(self.config, layers=layers[-1:])
+        if len(edits) <= 1:
+            return super().edit(lm, edits, state=state, stores=stores)
         infos = []
         with progress.task("facts", len(edits)) as advance:
             for edit in edits:
-                state = edit_layers(
-                    lm,
-                    [edit],
-                    config,
-                    partial(self._rule, lm),
-                    method=self.name,
-                    site="module_out",
-                    bare_weight=1 / (config.templates + 1),
-                    state=state,
-                    stores=stores,
-                )
+                state = super().edit(lm, [edit], state=state, stores=stores)
                 infos.append(state.info)
                 advance(1)
-        return replace(state, info=joined(infos)) if state is not None and len(infos) > 1 else cast(Patch, state)
+        return replace(cast(Patch, state), info=joined(infos))
 
-    def _rule(self, lm: LM, problem: Problem) -> solve.Factors:
+    def rule(self, problem: Problem) -> solve.Factors:
+        """The rank-one change, by the variant asked for."""
         key = problem.keys[:, 0]
         bare = problem.reading.bare_keys[0]
         now = problem.reading.outputs[0]
         wanted = now + problem.residuals[:, 0]
         geometry = metric(problem, 1.0)
         if self.config.variant == "r-rome":
-            averaged = lm.projection(problem.layer)(key.to(lm.dtype)[None])[0].double()
+            averaged = problem.lm.projection(problem.layer)(key.to(problem.lm.dtype)[None])[0].double()
             factors, cosine = solve.rank_one(key, wanted - averaged, geometry)
         else:
             factors, cosine = solve.rank_one(key, wanted - now, geometry)

@@ -1,7 +1,7 @@
 """Patches: what a method changed, kept apart from the model; on and off, merged, added, scaled, saved, exported."""
 
 from retcon.patch.base import Base, WeightHash, describe_base
-from retcon.patch.entries import Dense, Entry, LowRank
+from retcon.patch.entries import Dense, Entry, LowRank, combine
 from retcon.patch.history import Step
 from retcon.patch.live import Attached, active, hooked, top
 from retcon.patch.lora import LoraExport
@@ -18,6 +18,7 @@ __all__ = [
     "Step",
     "WeightHash",
     "active",
+    "combine",
     "describe_base",
     "hooked",
     "top",

@@ -1,0 +1,131 @@
+"""What the methods that locate and edit share: their options, and what a rule for one layer is given and may ask."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from retcon import solve, stats
+from retcon.errors import RetconError
+from retcon.lm import LM
+from retcon.patch import Patch
+from retcon.requests import Edit
+from retcon.sweep import Reading
+from retcon.values import SearchConfig
+
+__all__ = ["LocateAndEditConfig", "Problem", "Site", "edited_layers", "metric", "past_keys", "search_config"]
+
+Site = Literal["layer_out", "module_out", "attn_and_mlp_out"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocateAndEditConfig:
+    """What all locate-and-edit methods share."""
+
+    layers: tuple[int, ...] | None = None
+    """Layers to edit; by default a window found from the model's depth."""
+    statistics: str = stats.SELF
+    """Text for the second moments of keys: a file, a `datasets` id, `self` (the model's own), or `none` (C = I)."""
+    statistics_tokens: int | None = None
+    """Tokens of it; by default 16 times the key width, 10 times for `self`."""
+    templates: int = 3
+    """Texts, written by the model, that the prompt must hold after; besides the bare prompt."""
+    template_length: int = 10
+    """Tokens of each."""
+    optimizer: Literal["adam", "normalised"] = "normalised"
+    """How targets are sought: `adam` as published, or `normalised` steps along the gradient, which need a third of
+    the evaluations."""
+    steps: int = 16
+    """Evaluations of the search's loss at most; published: 25."""
+    lr: float = 0.12
+    """Length of a step in units of |h0|; for `adam` its learning rate (published: 0.5)."""
+    momentum: float = 0.5
+    """Decay rate of the mean of gradients; Adam's is 0.9."""
+    weight_decay: float = 0.5
+    """Weight of |delta| / |h0|^2."""
+    kl: float = 0.0625
+    """Weight of the essence term."""
+    clamp: float = 0.75
+    """Longest delta, in units of |h0|."""
+    stop: float = 5e-2
+    """Loss at which a fact is finished."""
+    stop_probability: float | None = 0.9
+    """Probability of every target token, in every row, at which a fact is finished; None to go by the loss alone, as
+    published."""
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """Dtype of the search's matrix products; shifts and sums stay fp32."""
+    rounds: int = 2
+    """How often targets are sought and written; from the second round on only what the edited model does not yet
+    hold. Published methods have one."""
+    seed: int = 0
+    """Seed of templates and sampled text."""
+
+
+@dataclass(slots=True)
+class Problem:
+    """What a method's rule for one layer gets."""
+
+    lm: LM
+    """The model, as edited so far."""
+    layer: int
+    path: str
+    """Module path of the projection."""
+    keys: Float[Tensor, "d_k N"]
+    residuals: Float[Tensor, "d N"]
+    """This layer's share of what is still to be written, at the projection's output."""
+    reading: Reading
+    moments: stats.Moments | None
+    """Statistics of keys; None stands for C = I."""
+    past: Float[Tensor, "d_k n"]
+    """Keys of earlier batches, from the state."""
+    edits: Sequence[Edit]
+    retain: Sequence[str]
+    """Texts to keep."""
+    extra: Any = None
+    """What the method's `prepare` found for this projection."""
+
+
+def edited_layers(lm: LM, layers: Sequence[int] | None, *, width: int = 5) -> tuple[int, ...]:
+    """The layers to edit: those asked for, or `width` of them that end at 0.31 of the depth (9 of SmolLM2-135M's 30).
+
+    Published windows end at 0.26 (Llama-3-8B) to 0.36 (gpt2-xl) of the depth; the rule is a start for models that have
+    not been measured, not a tuned choice.
+
+    Raises:
+        RetconError: a layer is not there, or they are not in rising order.
+    """
+    n = lm.arch.n_layers
+    if layers is None:
+        last = max(min(round(0.31 * (n - 1)), n - 2), 1 if n > 1 else 0)
+        return tuple(range(max(last - width + 1, min(1, last)), last + 1))
+    chosen = tuple(layers)
+    if not chosen or any(not 0 <= layer < n for layer in chosen) or list(chosen) != sorted(set(chosen)):
+        raise RetconError(f"layers {list(chosen)} do not fit; name some of 0 to {n - 1} in rising order")
+    return chosen
+
+
+def search_config(config: LocateAndEditConfig, layer: int, site: Site) -> SearchConfig:
+    """The options of the search at a layer."""
+    shared = {field.name for field in fields(SearchConfig)} & {field.name for field in fields(config)}
+    return SearchConfig(layer=layer, site=site, **{name: getattr(config, name) for name in shared})
+
+
+def metric(problem: Problem, weight: float) -> solve.Metric:
+    """`weight * C + past keys`, factored; C = I where there are no statistics."""
+    width = problem.keys.shape[0]
+    if problem.moments is None:
+        second = torch.eye(width, dtype=torch.float64, device=problem.keys.device)
+    else:
+        second = solve.shrunk(problem.moments.second, problem.moments.count).to(problem.keys.device)
+    return solve.cholesky(weight * second + problem.past @ problem.past.T)
+
+
+def past_keys(state: Patch | None, path: str, lm: LM) -> Float[Tensor, "d_k n"]:
+    """Keys of the batches in `state`, so that a later batch leaves them alone; (d_k, 0) where there are none."""
+    none = torch.zeros(lm.arch.d_mlp, 0, dtype=torch.float64, device=lm.device)
+    if state is None or f"cat.keys.{path}" not in state.state:
+        return none
+    return state.state[f"cat.keys.{path}"].double().to(lm.device)

@@ -1,0 +1,73 @@
+"""What a method hands back: its changes as a patch that says how they were made."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from torch import Tensor
+
+from retcon import patch, tokens
+from retcon.lm import LM
+from retcon.patch import Entry, Patch, Step
+from retcon.requests import Edit, to_dict
+
+__all__ = ["as_patch", "joined"]
+
+
+def as_patch(
+    lm: LM,
+    method: str,
+    config: Any,
+    edits: Sequence[Edit],
+    entries: Mapping[str, Entry],
+    state: Patch | None,
+    memory: Mapping[str, Tensor],
+    seconds: Mapping[str, float],
+    info: Mapping[str, Any],
+) -> Patch:
+    """The patch of one call of `edit`, on top of `state` where there is one.
+
+    Args:
+        lm: the model, with `state` and all that it stands on in force.
+        method: the method's id.
+        config: its configuration, a dataclass.
+        edits: the facts.
+        entries: the changes, by module path.
+        state: the patch to go on from; the result contains it.
+        memory: what later calls must know; it takes the place of what `state` keeps under the same names.
+        seconds: time spent, by phase.
+        info: diagnostics, in JSON types.
+    """
+    options = asdict(config)
+    versions = {name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version()}
+    step = Step(
+        method=method,
+        config=options,
+        edits=tuple(to_dict(edit) for edit in edits),
+        parent=patch.top(lm.model),
+        seed=options.get("seed"),
+        versions=versions,
+        chat=lm.chat,
+        bos=bool(tokens.special_ids(lm)[0]),
+    )
+    base = patch.describe_base(lm.model, entries, name=lm.name, revision=lm.revision, source=lm.source)
+    told = {"n": len(edits), "seconds": {name: round(value, 3) for name, value in seconds.items()}, **info}
+    if state is None:
+        return Patch(dict(entries), base, (step,), dict(memory), told)
+    return state.then(entries, step, base=base, state={**state.state, **memory}, info=told)
+
+
+def joined(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What several runs, one after the other, tell of themselves: counts and seconds added, facts in order."""
+    seconds: dict[str, float] = {}
+    for info in infos:
+        for phase, value in info["seconds"].items():
+            seconds[phase] = round(seconds.get(phase, 0.0) + value, 3)
+    return {
+        "n": sum(info["n"] for info in infos),
+        "seconds": seconds,
+        "targets_cached": sum(info["targets_cached"] for info in infos),
+        "facts": [fact for info in infos for fact in info["facts"]],
+    }
