@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks import common, costs, quality, speed, table
+from benchmarks import common, costs, methods, quality, speed, table
 
 MEASUREMENTS: dict[str, Callable[[], None]] = {
     "quality_memit_100": quality.hundred,
@@ -15,6 +15,7 @@ MEASUREMENTS: dict[str, Callable[[], None]] = {
     "quality_rome_1": partial(quality.single, "rome"),
     "cost_statistics": costs.statistics,
     "cost_evaluation": costs.evaluation,
+    **methods.cells(),
 }
 
 

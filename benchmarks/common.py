@@ -14,9 +14,24 @@ import torch
 from retcon import storage
 from retcon.evaluate import provenance
 from retcon.lm import LM
+from retcon.methods import METHODS, Method
 from retcon.requests import Case, load_cases
+from retcon.targets import Store
 
-__all__ = ["DATA", "MODEL", "RESULTS", "STATISTICS", "TEXT", "cases", "keep", "kept", "mean", "say", "timed"]
+__all__ = [
+    "DATA",
+    "MODEL",
+    "RESULTS",
+    "STATISTICS",
+    "TEXT",
+    "cases",
+    "configured",
+    "keep",
+    "kept",
+    "mean",
+    "say",
+    "timed",
+]
 
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(os.environ.get("RETCON_DATA", "."))
@@ -29,6 +44,18 @@ MODEL = "smollm2-135m"
 def cases(n: int, start: int = 0) -> list[Case]:
     """`n` cases of CounterFact's full records, in file order, the later of two that contradict each other kept."""
     return list(load_cases(COUNTERFACT, conflicts="last", limit=start + n).items[start:])
+
+
+def configured(name: str) -> Method:
+    """The method with its defaults, and statistics from the shared text."""
+    kind = METHODS[name]
+    known = kind.Config.__dataclass_fields__
+    return kind(kind.Config(**({"statistics": str(STATISTICS)} if "statistics" in known else {})))
+
+
+def store() -> Store:
+    """Where measurements that are not timed share found targets."""
+    return Store(storage.cache_dir() / "benchmark-targets.sqlite")
 
 
 def say(text: str) -> None:
@@ -57,7 +84,9 @@ def keep(name: str, figures: dict[str, Any], lm: LM | None = None, made_by: str 
     if lm is not None:
         record["model"] = provenance.model(lm)
     plain = json.loads(json.dumps(record).replace(str(DATA), "$RETCON_DATA"))  # no path of the machine measured on
-    storage.write_json(RESULTS / f"{name}.json", plain)
+    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.write_json(path, plain)
     say(json.dumps(figures, indent=2))
 
 

@@ -8,7 +8,7 @@ from benchmarks import common
 from retcon import forward, stats, tokens
 from retcon.evaluate import evaluate
 from retcon.lm import LM
-from retcon.methods.locate_and_edit import edited_layers
+from retcon.methods.family import edited_layers
 
 
 def statistics() -> None:

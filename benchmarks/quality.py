@@ -6,13 +6,12 @@ from typing import Any
 from benchmarks import common
 from retcon.evaluate import evaluate
 from retcon.lm import LM
-from retcon.methods import MEMIT, METHODS
-from retcon.methods.memit import MEMITConfig
+from retcon.methods import Method
 from retcon.patch import Patch
 from retcon.requests import Case
-from retcon.targets import Store
 
 SINGLES = 50
+PERPLEXITY_ON = 5
 METRICS = (
     "efficacy",
     "efficacy_prob",
@@ -27,11 +26,12 @@ METRICS = (
 )
 
 
-def judge(lm: LM, method: MEMIT, patch: Patch, cases: list[Case], sample: int | None, made_by: str) -> None:
+def judge(lm: LM, method: Method, patch: Patch, cases: list[Case], sample: int | None, made_by: str) -> None:
     """Judge the patch of one batch on all its facts, or on a seeded sample, and keep the result."""
     n = len(cases)
     report = evaluate(lm, cases, patch=patch, metrics=METRICS, text=common.TEXT, sample=sample)
     seconds = patch.info["seconds"]
+    facts = patch.info["facts"]
     figures = {
         "method": method.name,
         "n": n,
@@ -41,7 +41,8 @@ def judge(lm: LM, method: MEMIT, patch: Patch, cases: list[Case], sample: int | 
         "before": report.before,
         "seconds": {**seconds, "evaluation": round(report.seconds, 1)},
         "seconds_per_edit": round((seconds["targets"] + seconds["solve"]) / n, 3),
-        "evaluations_mean": common.mean([fact["evaluations"] for fact in patch.info["facts"]]),
+        "evaluations_mean": common.mean([fact["evaluations"] for fact in facts]),
+        "sought_again": sum(fact["rounds"] > 1 for fact in facts),
         "patch_bytes": patch.size_bytes,
         "config": asdict(method.config),
     }
@@ -52,31 +53,37 @@ def hundred() -> None:
     """MEMIT on the first 100 facts in one batch, judged on all of them."""
     lm = LM.load(common.MODEL)
     cases = common.cases(100)
-    method = MEMIT(MEMITConfig(statistics=str(common.STATISTICS)))
+    method = common.configured("memit")
     judge(lm, method, method.edit(lm, [case.edit for case in cases]), cases, None, made_by="quality_memit_100")
 
 
-def single(name: str) -> None:
-    """Each of the first facts by itself, on the untouched model; means over the facts.
-
-    Targets are searched together first (facts do not influence each other) and then each edit is solved alone.
-    """
+def single(name: str, *, result: str | None = None) -> None:
+    """Each of the first facts by itself, on the untouched model; means over the facts, perplexity over five of them."""
     lm = LM.load(common.MODEL)
-    cases = common.cases(SINGLES)
-    cls = METHODS[name]
-    method = cls(cls.Config(statistics=str(common.STATISTICS)))
+    method = common.configured(name)
     rows: list[dict[str, Any]] = []
-    store = Store(common.storage.cache_dir() / "benchmark-targets.sqlite")
-    for i, case in enumerate(cases):
-        patch = method.edit(lm, [case.edit], stores=[store])
-        metrics = METRICS if i < 5 else METRICS[:-2]
+    before: list[float] = []
+    for i, case in enumerate(common.cases(SINGLES)):
+        patch = method.edit(lm, [case.edit], stores=[common.store()])
+        metrics = METRICS if i < PERPLEXITY_ON else METRICS[:-2]
         report = evaluate(lm, [case], patch=patch, metrics=metrics, text=common.TEXT)
         rows.append({"id": case.edit.id, **report.metrics, "seconds": patch.info["seconds"]})
+        before += [value for value in [report.before.get("log_perplexity")] if value is not None]
         common.say(f"{name} {i + 1}/{SINGLES} efficacy {report.metrics['efficacy']}")
     means = {
         metric: common.mean([row[metric] for row in rows if row.get(metric) is not None])
         for metric in METRICS
         if metric not in ("score", "perplexity") and any(row.get(metric) is not None for row in rows)
     }
-    figures = {"method": name, "n": 1, "facts": SINGLES, "perplexity_on": 5, "after": means, "rows": rows}
-    common.keep(f"quality_{name}_1", {**figures, "config": asdict(method.config)}, lm)
+    spent = [row["seconds"]["targets"] + row["seconds"]["solve"] for row in rows]
+    figures = {
+        "method": name,
+        "n": 1,
+        "facts": SINGLES,
+        "perplexity_on": PERPLEXITY_ON,
+        "after": means,
+        "before": {"log_perplexity": common.mean(before)},
+        "seconds_per_edit": round(common.mean(spent), 3),
+        "rows": rows,
+    }
+    common.keep(result or f"quality_{name}_1", {**figures, "config": asdict(method.config)}, lm)
