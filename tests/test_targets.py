@@ -16,7 +16,7 @@ from retcon import patch, progress, values
 from retcon.lm import LM
 from retcon.patch import LowRank
 from retcon.requests import Edit
-from retcon.targets import Store, find
+from retcon.targets import Store, find, find_in_order
 from retcon.testing import tiny_edits, tiny_model, tiny_tokenizer
 from retcon.values import Found, SearchConfig
 
@@ -254,3 +254,64 @@ def test_progress_counts_every_fact_once(tiny_lm: Tiny, store: Store, monkeypatc
     find(lm, edits, CONFIG, TEMPLATES, [store], batch=2)
     assert heard[0] == ("targets", 5)
     assert sum(done for label, done in heard[1:] if label == "done") == 5
+
+
+# ------------------------------------------------------------------------------------------------ in order
+
+
+def in_order(
+    lm: LM, edits: Sequence[Edit], stores: Sequence[Store] = (), *, block: int = 2, end: int | None = None, **more: Any
+) -> tuple[Found, int, list[tuple[str, range]]]:
+    """Targets, how many were kept, and what was asked of the caller; block `end` is never searched."""
+    asked: list[tuple[str, range]] = []
+
+    def search(span: range, advance: Callable[[float], None]) -> Found:
+        if end is not None and span.start // block == end:
+            raise KeyboardInterrupt
+        asked.append(("search", span))
+        return values.search(lm, [edits[i] for i in span], CONFIG, TEMPLATES, advance=advance)
+
+    def settled(span: range, found: Found) -> None:
+        assert found.delta.shape[0] == len(span)
+        asked.append(("settled", span))
+
+    found, cached = find_in_order(lm, edits, CONFIG, TEMPLATES, stores, search, settled, block=block, **more)
+    return found, cached, asked
+
+
+def test_blocks_are_sought_and_settled_in_order(tiny_lm: Tiny) -> None:
+    lm, edits = tiny_lm("llama"), tiny_edits(5)
+    found, cached, asked = in_order(lm, edits)
+    spans = [range(2), range(2, 4), range(4, 5)]
+    assert asked == [(what, span) for span in spans for what in ("search", "settled")]
+    assert cached == 0
+    same(found, find(lm, edits, CONFIG, TEMPLATES, batch=2)[0])
+
+
+def test_a_run_in_order_loses_the_block_it_ended_in(tiny_lm: Tiny, store: Store) -> None:
+    """Blocks that were kept are settled all the same, since those after them depend on it."""
+    lm, edits = tiny_lm("llama"), tiny_edits(6)
+    whole, _, _ = in_order(lm, edits)
+    with pytest.raises(KeyboardInterrupt):
+        in_order(lm, edits, [store], end=2)
+    found, cached, asked = in_order(lm, edits, [store])
+    assert cached == 4
+    assert asked == [("settled", range(2)), ("settled", range(2, 4)), ("search", range(4, 6)), ("settled", range(4, 6))]
+    same(found, whole)
+
+
+def test_a_block_is_found_again_only_after_the_same_blocks(tiny_lm: Tiny, store: Store) -> None:
+    lm, edits = tiny_lm("llama"), tiny_edits(6)
+    in_order(lm, edits, [store])
+    assert in_order(lm, edits[:4], [store])[1] == 4
+    assert in_order(lm, edits[:3], [store])[1] == 2  # the second block is another one
+    assert in_order(lm, edits[2:], [store])[1] == 0
+    assert in_order(lm, [*edits[:2], *edits[4:]], [store])[1] == 2
+    assert in_order(lm, edits, [store], block=3)[1] == 0
+    assert in_order(lm, edits, [store], options=["aligned", 2.0])[1] == 0
+    assert find(lm, edits, CONFIG, TEMPLATES, [store])[1] == 0  # what depends on others is not found for one alone
+
+
+def test_a_block_has_facts(tiny_lm: Tiny) -> None:
+    with pytest.raises(ValueError, match="block of 0 facts"):
+        in_order(tiny_lm("llama"), tiny_edits(1), block=0)

@@ -59,6 +59,16 @@ def test_lengths_count_the_word() -> None:
     assert len(templates.written(lm, ("The",), length=30)[0]) > len(text)
 
 
+def test_how_they_are_sampled_is_up_to_the_caller() -> None:
+    """A cold draw from a small nucleus is the greedy continuation; a warm one is not, and both are kept apart."""
+    lm = new()
+    cold = templates.written(lm, temperature=0.01, top_k=None)
+    nucleus = templates.written(lm, top_k=None, top_p=1e-6)
+    greedy = templates.written(lm, top_k=1)
+    assert cold == nucleus == greedy
+    assert len({greedy, templates.written(lm, temperature=0.5, top_k=100, top_p=0.9), templates.written(lm)}) == 3
+
+
 def test_they_are_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = new()
     first = templates.written(lm)

@@ -385,12 +385,13 @@ def sample(
     seed: int,
     temperature: float = 1.0,
     top_k: int | None = None,
+    top_p: float = 1.0,
     stop_at_eos: bool = True,
     batch_tokens: int = 1536,
     label: str = "sampling",
 ) -> list[list[int]]:
     """Sample a continuation of each prompt; the same seed gives the same ids, and no global random state changes."""
-    options = {"do_sample": True, "temperature": temperature, "top_k": top_k or 0, "top_p": 1.0}
+    options = {"do_sample": True, "temperature": temperature, "top_k": top_k or 0, "top_p": top_p}
     config = _generation(lm, max_new_tokens, stop_at_eos, **options)
     devices = [lm.device] if lm.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

@@ -6,7 +6,7 @@ an interrupted run loses at most one, and goes on to the same bits.
 """
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from retcon import patch, progress, storage, tokens, values
+from retcon import memory, patch, progress, storage, tokens, values
 from retcon.lm import LM
 from retcon.patch import LowRank
 from retcon.requests import Edit
 from retcon.values import Found, SearchConfig
 
-__all__ = ["BATCH", "Store", "find"]
+__all__ = ["BATCH", "Store", "find", "find_in_order"]
 
 BATCH = 50
 """Facts searched together."""
@@ -88,17 +88,9 @@ def find(
         batch: facts searched together; batches follow input order, so a run that goes on finds the same ones.
         written: changes that are on the model and not yet part of a patch.
     """
-    state = storage.digest(
-        lm.fingerprint(), [item.id for item in patch.active(lm.model)], lm.chat, asdict(config), list(templates), "1"
-    )
-    if written:
-        factors = [factor for entry in written for factor in (entry.U, entry.V)]
-        state = storage.digest(state, *(factor.detach().cpu().numpy().tobytes() for factor in factors))
-    keys = [storage.digest(state, edit.prompt, edit.subject, edit.target, _ids(lm, edit)) for edit in edits]
-    kept: dict[str, dict[str, Tensor]] = {}
-    for store in stores:
-        missing = [key for key in keys if key not in kept]
-        kept |= store.get(missing) if missing else {}
+    state = _state(lm, config, templates, written)
+    keys = [storage.digest(state, *_asked(lm, edit)) for edit in edits]
+    kept = _looked_up(stores, keys)
     cached = sum(key in kept for key in keys)
     with progress.task("targets", len(edits)) as advance:
         for start in range(0, len(edits), batch):
@@ -112,8 +104,98 @@ def find(
             for store in stores:
                 store.put(new)
             kept |= new
-    stacked = {name: torch.stack([kept[key][name] for key in keys]).to(lm.device) for name in _FIELDS}
-    return Found(**stacked), cached
+            memory.give_back()
+    return _stacked(lm, [kept[key] for key in keys]), cached
+
+
+def find_in_order(
+    lm: LM,
+    edits: Sequence[Edit],
+    config: SearchConfig,
+    templates: Sequence[str],
+    stores: Sequence[Store],
+    search: Callable[[range, Callable[[float], None]], Found],
+    settled: Callable[[range, Found], None],
+    *,
+    block: int,
+    options: Sequence[object] = (),
+    written: Sequence[LowRank] = (),
+) -> tuple[Found, int]:
+    """Targets that depend on those of the facts before them, block by block, and how many were found in a store.
+
+    A block is kept under a hash of what `find` takes and of all blocks before it, since they decide its targets too;
+    it is kept, and found again, as a whole.
+
+    Args:
+        lm: the model, with any patch already on.
+        edits: the facts.
+        config: options of the search.
+        templates: texts put before each prompt.
+        stores: where to look first, in order; what is searched is written to all of them.
+        search: seeks the targets of some facts together; it is given their numbers, and whom to tell of each that is
+            finished.
+        settled: told the targets of a block, searched or kept, before the next one is sought.
+        block: facts searched together.
+        options: whatever else decides a target, in JSON types.
+        written: changes that are on the model and not yet part of a patch.
+
+    Raises:
+        ValueError: a block has no fact.
+    """
+    if block < 1:
+        raise ValueError(f"a block of {block} facts cannot be searched; take 1 or more")
+    state = storage.digest(_state(lm, config, templates, written), "in order", list(options))
+    spans = [range(start, min(start + block, len(edits))) for start in range(0, len(edits), block)]
+    keys: list[str] = []
+    for span in spans:
+        state = storage.digest(state, [_asked(lm, edits[i]) for i in span])
+        keys += [storage.digest(state, i - span.start) for i in span]
+    kept = _looked_up(stores, keys)
+    cached = 0
+    with progress.task("targets", len(edits)) as advance:
+        for span in spans:
+            mine = [keys[i] for i in span]
+            if all(key in kept for key in mine):
+                found = _stacked(lm, [kept[key] for key in mine])
+                cached += len(span)
+                advance(len(span))
+            else:
+                found = search(span, advance)
+                new = {key: _packed(found, j) for j, key in enumerate(mine)}
+                for store in stores:
+                    store.put(new)
+                kept |= new
+            settled(span, found)
+    return _stacked(lm, [kept[key] for key in keys]), cached
+
+
+def _state(lm: LM, config: SearchConfig, templates: Sequence[str], written: Sequence[LowRank]) -> str:
+    """Hash of all that decides a target but the fact itself."""
+    state = storage.digest(
+        lm.fingerprint(), [item.id for item in patch.active(lm.model)], lm.chat, asdict(config), list(templates), "1"
+    )
+    if written:
+        factors = [factor for entry in written for factor in (entry.U, entry.V)]
+        state = storage.digest(state, *(factor.detach().cpu().numpy().tobytes() for factor in factors))
+    return state
+
+
+def _asked(lm: LM, edit: Edit) -> tuple[object, ...]:
+    """What decides the target of a fact, of the fact itself."""
+    return edit.prompt, edit.subject, edit.target, _ids(lm, edit)
+
+
+def _looked_up(stores: Sequence[Store], keys: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+    """What the stores have under these keys; the first that has a key answers."""
+    kept: dict[str, dict[str, Tensor]] = {}
+    for store in stores:
+        missing = [key for key in keys if key not in kept]
+        kept |= store.get(missing) if missing else {}
+    return kept
+
+
+def _stacked(lm: LM, items: Sequence[dict[str, Tensor]]) -> Found:
+    return Found(**{name: torch.stack([item[name] for item in items]).to(lm.device) for name in _FIELDS})
 
 
 def _ids(lm: LM, edit: Edit) -> list[list[int]]:

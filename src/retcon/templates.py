@@ -12,18 +12,33 @@ SEARCH_WORDS = ("The", "Therefore", "Because", "I", "You")
 
 
 def written(
-    lm: LM, words: Sequence[str] = SEARCH_WORDS, *, length: int = 10, top_k: int | None = 5, seed: int = 0
+    lm: LM,
+    words: Sequence[str] = SEARCH_WORDS,
+    *,
+    length: int = 10,
+    temperature: float = 1.0,
+    top_k: int | None = 5,
+    top_p: float = 1.0,
+    seed: int = 0,
 ) -> tuple[str, ...]:
     """Templates that the model writes itself: each word, continued to `length` tokens in all, ends with ". ".
 
     The same model, words and seed give the same templates. Braces and line breaks are taken out.
     """
-    key = str(("templates", tuple(words), length, top_k, seed))
+    key = str(("templates", tuple(words), length, temperature, top_k, top_p, seed))
     if key not in lm.notes:
         starts = [tokens.encode(lm, word) for word in words]
         out: list[str] = []
         found = forward.sample(
-            lm, starts, max_new_tokens=max(length - 1, 1), seed=seed, top_k=top_k, stop_at_eos=False, label="templates"
+            lm,
+            starts,
+            max_new_tokens=max(length - 1, 1),
+            seed=seed,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            stop_at_eos=False,
+            label="templates",
         )
         for word, ids in zip(words, found, strict=True):
             text = " ".join((word + tokens.decode(lm, ids)).replace("{", "").replace("}", "").split())
