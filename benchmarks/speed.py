@@ -8,8 +8,8 @@ import torch
 
 from benchmarks import common, quality
 from retcon import forward, templates, tokens, values
-from retcon.cli.memory import peak_memory_mb
 from retcon.lm import LM
+from retcon.memory import peak_memory_mb
 from retcon.methods.family import edited_layers, search_config
 from retcon.methods.memit import MEMIT, MEMITConfig
 from retcon.patch import Patch

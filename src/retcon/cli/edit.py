@@ -13,10 +13,10 @@ from cyclopts import Parameter
 import retcon
 from retcon.cli.answers import answers
 from retcon.cli.common import ModelOptions, OutputOptions, load_patch
-from retcon.cli.memory import peak_memory_mb
 from retcon.cli.screen import Screen, screen
 from retcon.cli.settings import parse_settings
 from retcon.errors import RetconError
+from retcon.memory import peak_memory_mb
 from retcon.storage import digest
 
 if TYPE_CHECKING:

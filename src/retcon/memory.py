@@ -1,0 +1,30 @@
+"""How much memory this process takes, and giving back what it no longer needs."""
+
+import ctypes
+import gc
+import sys
+
+__all__ = ["give_back", "peak_memory_mb"]
+
+
+def peak_memory_mb() -> float | None:
+    """The largest resident set so far, in MB (2**20 bytes); None where the system does not tell."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def give_back() -> None:
+    """Hand freed memory back to the system.
+
+    Forwards that end early leave their tensors in reference cycles, and glibc keeps what large tensors of many sizes
+    leave behind.
+    """
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)

@@ -1,0 +1,35 @@
+"""What is freed goes back to the system, and the peak only grows."""
+
+import sys
+
+import pytest
+import torch
+
+from retcon import memory
+
+
+def _resident_mb() -> float:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * 4096 / 2**20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_is_freed_goes_back() -> None:
+    """Small tensors, every second one kept, so that the allocator keeps the holes between them."""
+    held = [torch.zeros(25_000) for _ in range(2000)]  # 0.1 MB each
+    held = held[::2]
+    memory.give_back()
+    before = _resident_mb()
+    more = [torch.zeros(25_000) for _ in range(2000)]
+    del more
+    memory.give_back()
+    assert _resident_mb() < before + 60
+    assert len(held) == 1000
+
+
+def test_the_peak_only_grows() -> None:
+    first = memory.peak_memory_mb()
+    block = torch.ones(8_000_000)
+    second = memory.peak_memory_mb()
+    del block
+    assert first is None or (second is not None and memory.peak_memory_mb() == second >= first)
