@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any
 
 from benchmarks import common, quality
-from retcon.cli.memory import peak_memory_mb
 from retcon.evaluate import evaluate
 from retcon.lm import LM
+from retcon.memory import peak_memory_mb
 from retcon.methods import METHODS
 from retcon.requests import Case, load_cases
 

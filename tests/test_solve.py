@@ -152,6 +152,26 @@ def test_ill_conditioned_spectra_lose_no_more_than_they_must(seed: int, width: i
     near(solve.equality(keys, residuals, metric).dense(), exact_equality(keys, residuals, matrix), tolerance)
     factors, _ = solve.rank_one(keys[:, 0], residuals[:, 0], metric)
     near(factors.dense(), exact_equality(keys[:, :1], residuals[:, :1], matrix), tolerance)
+    part = torch.arange(0, width, 2)
+    found = solve.restricted_ridge(keys, residuals, matrix, part).dense()[:, part]
+    near(found, exact_ridge(keys[part], residuals, matrix[part][:, part]), tolerance)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(SEEDS, st.integers(3, 8), ORDERS, st.integers(0, 8))
+@example(0, 8, 12.0, 2)
+@example(0, 8, 12.0, 8)
+def test_past_keys_of_wild_spectra_lose_no_more_than_they_must(seed: int, width: int, orders: float, n: int) -> None:
+    """Of the null-space ridge, in both forms, against fractions: past keys outweigh the ridge by up to 1e12."""
+    past = 10 ** (orders / 2) * draw(seed, width, n) * torch.logspace(0, -orders / 2, n, dtype=F64)
+    keys, residuals = draw(seed + 1, width, 2), draw(seed + 2, 3, 2)
+    basis = torch.eye(width, dtype=F64)[:, : width - 1]
+    found = solve.null_space_ridge(keys, residuals, basis, 1.0, past).dense()
+    inside = Exact.of(basis.T @ past)
+    system = (inside @ inside.T).tensor() + torch.eye(width - 1, dtype=F64) if n else torch.eye(width - 1, dtype=F64)
+    tolerance = 1e-13 + 100 * torch.finfo(F64).eps * 10**orders
+    assert (found[:, -1] == 0).all()
+    near(found[:, :-1], exact_ridge(keys[:-1], residuals, system), tolerance)
 
 
 def test_both_forms_of_the_ridge_meet() -> None:
@@ -333,3 +353,228 @@ def test_a_slightly_negative_metric_gets_a_larger_ridge() -> None:
 def test_what_is_no_metric_is_refused(matrix: Tensor, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         solve.cholesky(matrix)
+
+
+# ------------------------------------------------------------------------------------------- the restricted ridge
+
+
+@fast
+@given(SEEDS, st.integers(1, 6), WIDTHS, st.integers(1, 30), st.integers(1, 24), st.floats(0, 4))
+def test_the_restricted_ridge_is_the_dense_one_on_what_is_chosen(
+    seed: int, d: int, width: int, n: int, size: int, orders: float
+) -> None:
+    keys, residuals, matrix = draw(seed, width, n), draw(seed + 1, d, n), spectrum(seed + 2, width, orders)
+    chosen = torch.randperm(width, generator=torch.Generator().manual_seed(seed))[:size]
+    factors = solve.restricted_ridge(keys, residuals, matrix, chosen)
+    assert factors.V.shape[0] == width
+    assert factors.U.shape[1] == factors.V.shape[1] == min(n, d, width) or n <= min(d, width)
+    change = factors.dense()
+    near(change[:, chosen], dense_ridge(keys[chosen], residuals, matrix[chosen][:, chosen]), 1e-8)
+    rest = torch.ones(width, dtype=torch.bool)
+    rest[chosen] = False
+    assert not change[:, rest].any()
+
+
+@fast
+@given(SEEDS, st.integers(2, 24), st.integers(1, 12))
+def test_the_objectives_gradient_is_zero_on_what_is_chosen(seed: int, width: int, size: int) -> None:
+    keys, residuals, matrix = draw(seed, width, 4), draw(seed + 1, 3, 4), spectrum(seed + 2, width, 2)
+    chosen = torch.randperm(width, generator=torch.Generator().manual_seed(seed))[:size]
+    change = solve.restricted_ridge(keys, residuals, matrix, chosen).dense().requires_grad_()
+    objective = torch.trace(change @ matrix @ change.T) + (change @ keys - residuals).square().sum()
+    (gradient,) = torch.autograd.grad(objective, change)
+    assert gradient[:, chosen].norm() <= 1e-9 * (2 * residuals @ keys.T).norm()
+
+
+def test_the_restricted_ridge_on_everything_is_the_ridge() -> None:
+    keys, residuals, matrix = draw(0, 9, 4), draw(1, 5, 4), spectrum(2, 9, 3)
+    whole = solve.restricted_ridge(keys, residuals, matrix, torch.arange(9)).dense()
+    near(whole, solve.ridge(keys, residuals, solve.cholesky(matrix)).dense(), 1e-11)
+
+
+# ------------------------------------------------------------------------------------------------ the null space
+
+
+def some_basis(seed: int, width: int, size: int) -> Tensor:
+    basis: Tensor = torch.linalg.qr(draw(seed, width, width))[0][:, :size]
+    return basis
+
+
+def none(width: int) -> Tensor:
+    return torch.zeros(width, 0, dtype=F64)
+
+
+def dense_null_space_ridge(keys: Tensor, residuals: Tensor, basis: Tensor, weight: float, past: Tensor) -> Tensor:
+    """R K^T P (K_p K_p^T P + K K^T P + L2 I)^{-1}, as the paper writes it: not symmetric, of the size of a key."""
+    P = basis @ basis.T
+    system = past @ past.T @ P + keys @ keys.T @ P + weight * torch.eye(len(P), dtype=F64)
+    answer: Tensor = torch.linalg.solve(system.T, P @ keys @ residuals.T)
+    return answer.T
+
+
+@fast
+@given(SEEDS, st.integers(1, 6), WIDTHS, st.integers(1, 24), st.integers(1, 30), st.integers(0, 30), st.floats(-3, 4))
+@example(0, 4, 12, 6, 3, 3, 0.0)  # as many keys as directions, the last that the products of keys serve
+@example(0, 4, 12, 6, 3, 4, 0.0)  # one more
+def test_the_null_space_ridge_is_the_papers(
+    seed: int, d: int, width: int, size: int, n: int, before: int, weight: float
+) -> None:
+    basis = some_basis(seed, width, size)
+    keys, residuals, past = draw(seed + 1, width, n), draw(seed + 2, d, n), draw(seed + 3, width, before)
+    factors = solve.null_space_ridge(keys, residuals, basis, 10**weight, past)
+    assert factors.U.shape[1] == factors.V.shape[1] <= max(min(d, width), min(n, d, width))
+    near(factors.dense(), dense_null_space_ridge(keys, residuals, basis, 10**weight, past), 1e-8)
+
+
+@fast
+@given(SEEDS, st.integers(2, 24), st.integers(1, 6), st.floats(-2, 2))
+def test_both_forms_of_the_null_space_ridge_meet(seed: int, size: int, n: int, weight: float) -> None:
+    """Keys of zeros say nothing, and take the solve from the products of keys to the products of directions."""
+    basis, past = some_basis(seed, 24, size), draw(seed + 3, 24, max(size - n, 0))
+    keys, residuals = draw(seed + 1, 24, min(n, size)), draw(seed + 2, 4, min(n, size))
+    few = solve.null_space_ridge(keys, residuals, basis, 10**weight, past).dense()
+    more = torch.cat([past, torch.zeros(24, size)], 1)
+    near(solve.null_space_ridge(keys, residuals, basis, 10**weight, more).dense(), few, 1e-9)
+
+
+@fast
+@given(SEEDS, st.integers(2, 24), ORDERS)
+@example(0, 24, 12.0)
+def test_keys_of_wild_length_lose_no_digit_in_the_null_space(seed: int, width: int, orders: float) -> None:
+    """A ridge as small as 1e-12 of the keys' products, the keys themselves well apart: the fit is exact to it."""
+    n = max(width // 4, 1)
+    keys = torch.linalg.qr(draw(seed, width, n))[0]
+    residuals = draw(seed + 1, 3, n)
+    change = solve.null_space_ridge(keys, residuals, torch.eye(width, dtype=F64), 10**-orders, none(width)).dense()
+    near(change, residuals @ keys.T / (1 + 10**-orders), 1e-12)
+
+
+@fast
+@given(SEEDS, st.integers(2, 24), st.integers(1, 23))
+def test_what_is_outside_the_null_space_is_not_touched(seed: int, width: int, size: int) -> None:
+    """P k = 0 gives Delta k = 0."""
+    basis = some_basis(seed, width, min(size, width - 1))
+    change = solve.null_space_ridge(draw(seed + 1, width, 5), draw(seed + 2, 3, 5), basis, 0.1, none(width)).dense()
+    other = draw(seed + 3, width)
+    other = other - basis @ (basis.T @ other)
+    other = other - basis @ (basis.T @ other)
+    assert (change @ other).norm() <= 1e-14 * max(float(change.norm() * other.norm()), 1.0)
+
+
+def test_with_all_directions_and_no_past_it_is_the_ridge_without_statistics() -> None:
+    keys, residuals, everything = draw(0, 9, 4), draw(1, 5, 4), torch.eye(9, dtype=F64)
+    found = solve.null_space_ridge(keys, residuals, everything, 0.3, none(9)).dense()
+    near(found, solve.ridge(keys, residuals, solve.cholesky(0.3 * everything)).dense(), 1e-12)
+    near(found, solve.plain_ridge(keys, residuals, 0.3).dense(), 1e-12)
+
+
+def test_with_all_directions_and_next_to_no_ridge_it_is_the_equality() -> None:
+    keys, residuals, everything = draw(0, 9, 4), draw(1, 5, 4), torch.eye(9, dtype=F64)
+    found = solve.null_space_ridge(keys, residuals, everything, 1e-12, none(9)).dense()
+    near(found, solve.equality(keys, residuals, solve.cholesky(everything)).dense(), 1e-9)
+    near(found @ keys, residuals, 1e-9)
+
+
+def test_past_keys_stay_as_they_are() -> None:
+    """Up to the ridge, in both forms: what was written before is not written over."""
+    basis, past, keys, residuals = some_basis(0, 20, 15), draw(1, 20, 6), draw(2, 20, 4), draw(3, 5, 4)
+    for before in (past, torch.cat([past, torch.zeros(20, 12)], 1)):
+        change = solve.null_space_ridge(keys, residuals, basis, 1e-9, before).dense()
+        assert (change @ past).norm() <= 1e-6 * residuals.norm()
+        near(change @ keys, residuals, 1e-6)
+
+
+@pytest.mark.parametrize("before", [0, 2, 20])
+def test_a_batch_whose_targets_are_met_changes_nothing(before: int) -> None:
+    found = solve.null_space_ridge(draw(0, 9, 4), torch.zeros(5, 4), some_basis(1, 9, 6), 0.3, draw(2, 9, before))
+    assert not found.dense().any()
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0])
+def test_the_null_space_ridge_needs_a_ridge(weight: float) -> None:
+    keys = draw(0, 9, 2)
+    with pytest.raises(ValueError, match="leaves the system in the null space singular"):
+        solve.null_space_ridge(torch.cat([keys, keys], 1), draw(1, 3, 4), some_basis(2, 9, 6), weight, none(9))
+
+
+def diagonal(*sizes: float) -> Tensor:
+    return torch.diag(torch.tensor(sizes, dtype=F64))
+
+
+@pytest.mark.parametrize(
+    ("rule", "threshold", "size"),
+    [
+        ("absolute", 2e-2, 2),  # the eigenvalues are 1e-4, 1e-2, 0.1, 1.0
+        ("absolute", 1e-2, 1),  # strictly below, as released
+        ("absolute", math.inf, 4),
+        ("relative", 0.05, 2),
+        ("relative", 0.5, 3),
+        ("energy", 0.0101 / 1.1101 + 1e-9, 2),
+        ("energy", 0.2, 3),
+        ("energy", 1.0, 4),
+        ("energy", math.inf, 4),
+    ],
+)
+def test_the_null_space_by_each_rule(rule: solve.NullSpaceRule, threshold: float, size: int) -> None:
+    basis = solve.null_space(diagonal(0.1, 1e-4, 1.0, 1e-2), threshold, rule)
+    assert basis.shape == (4, size)
+    near(basis.T @ basis, torch.eye(size, dtype=F64), 1e-14)
+    smallest = torch.zeros(4, 4, dtype=F64)
+    for i in [1, 3, 0, 2][:size]:
+        smallest[i, i] = 1
+    near(basis @ basis.T, smallest, 1e-14)
+
+
+def test_relative_rules_do_not_mind_the_scale_of_keys_and_the_absolute_one_does() -> None:
+    second, keys = spectrum(0, 12, 4), draw(1, 12, 50)
+    rules: tuple[tuple[solve.NullSpaceRule, float], ...] = (("relative", 1e-2), ("energy", 1e-2), ("leakage", 0.3))
+    for rule, threshold in rules:
+        one, other = (solve.null_space(scale * second, threshold, rule, scale * keys) for scale in (1.0, 1e6))
+        assert 1 < one.shape[1] == other.shape[1] < 12
+    assert solve.null_space(second, 2e-2).shape[1] > 1
+    with pytest.raises(ValueError, match="by the absolute rule at 0.02; give a higher threshold"):
+        solve.null_space(1e6 * second, 2e-2)
+
+
+@fast
+@given(SEEDS, st.integers(2, 20), st.floats(0.05, 0.95), st.floats(0, 4))
+def test_the_null_space_by_leakage_is_the_largest_within_the_bound(
+    seed: int, width: int, bound: float, orders: float
+) -> None:
+    second = spectrum(seed, width, orders)
+    keys = torch.linalg.cholesky(second) @ draw(seed + 1, width, 30)
+    directions = torch.linalg.eigh(second)[1]
+    if float((directions[:, 0] @ keys).square().div(keys.square().sum(0)).mean()) > bound:
+        with pytest.raises(ValueError, match="no direction is free of ordinary keys by the leakage rule"):
+            solve.null_space(second, bound, "leakage", keys)
+        return
+    basis = solve.null_space(second, bound, "leakage", keys)
+    assert solve.leakage(basis, keys) <= bound + 1e-9
+    size = basis.shape[1]
+    assert size == width or solve.leakage(directions[:, : size + 1], keys) > bound
+
+
+def test_leakage_is_the_share_of_keys_inside_whatever_their_length() -> None:
+    basis = torch.eye(4, dtype=F64)[:, :2]
+    inside, outside, both = torch.eye(4)[0], 100 * torch.eye(4)[3], torch.tensor([3.0, 0, 4.0, 0])
+    assert solve.leakage(basis, inside[:, None]) == 1
+    assert solve.leakage(basis, outside[:, None]) == 0
+    assert solve.leakage(basis, torch.stack([outside, both], 1)) == pytest.approx(9 / 25 / 2)
+    assert solve.leakage(basis, torch.zeros(4, 1)) == 0
+    known = draw(0, 4, 2)
+    rest = solve.null_space(known @ known.T, 1e-9)
+    assert rest.shape[1] == 2
+    assert solve.leakage(rest, known @ draw(1, 2, 9)) < 1e-20  # keys of the span that the basis is orthogonal to
+
+
+@pytest.mark.parametrize(
+    ("second", "rule", "reason"),
+    [
+        (torch.full((2, 2), math.nan), "absolute", "not finite"),
+        (torch.eye(2), "leakage", "needs keys that the statistics were not made of"),
+        (torch.eye(2), "energy", "by the energy rule at 0.01; give a higher threshold"),
+    ],
+)
+def test_no_null_space_is_refused(second: Tensor, rule: solve.NullSpaceRule, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        solve.null_space(second, 1e-2, rule)

@@ -244,7 +244,7 @@ def test_own_text_is_seeded_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = new()
     path = lm.arch.mlp_out[1]
     first = stats.moments(lm, [path], tokens_wanted=300)[path]
-    assert first.count <= 300
+    assert first.count == 300
     assert first.provenance | {"ids_sha256": ""} == {
         "source": "self", "tokens": first.count, "seed": 0, "ids_sha256": ""
     }  # fmt: skip
@@ -273,10 +273,78 @@ def test_own_text_begins_with_ordinary_tokens(kind: str) -> None:
     rows = stats._own_text(lm, 700, 0, None)
     before, _ = tokens.special_ids(lm)
     special = set(lm.tokenizer.all_special_ids)
-    assert len(rows) == 6
-    assert sum(map(len, rows)) <= 700
+    assert len(rows) >= 6
+    assert sum(map(len, rows)) == 700
     assert all(row[: len(before)] == before and row[len(before)] not in special for row in rows)
     assert len({row[len(before)] for row in rows}) > 1
+
+
+@pytest.mark.parametrize("length", [1, 3, 40])
+def test_own_text_goes_on_until_there_are_the_tokens_wanted(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    """Of a model that ends its texts early; in few turns, each of other text."""
+    seeds: list[int] = []
+
+    def short(_lm: LM, starts: list[list[int]], *, seed: int, **_: Any) -> list[list[int]]:
+        seeds.append(seed)
+        return [[7] * (length - 1) for _ in starts]
+
+    monkeypatch.setattr(forward, "sample", short)
+    rows = stats._own_text(new(), 500, 0, None)
+    assert sum(map(len, rows)) == 500
+    assert {len(row) for row in rows[:-1]} == {length}
+    assert len(seeds) <= 3
+    assert len(set(seeds)) == len(seeds)
+
+
+# ------------------------------------------------------------------------------------------- keys by themselves
+
+
+def test_keys_are_the_inputs_at_all_tokens(tiny_lm: Tiny) -> None:
+    lm, rows = tiny_lm("gpt2"), rows_of_sizes(5)
+    paths = [lm.arch.mlp_out[2], lm.arch.mlp_out[0]]
+    found = stats.keys(lm, paths, rows)
+    total = sum(map(len, rows))
+    for path in paths:
+        assert found[path].shape == (lm.arch.d_mlp, total)
+        near(found[path] @ found[path].T / total, at_once(lm, path, rows)[0], 1e-6)
+
+
+def read(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The rows that keys are read of, from now on."""
+    seen: list[list[int]] = []
+    whole = stats.keys
+
+    def listed(lm: LM, paths: list[str], rows: list[list[int]]) -> dict[str, Tensor]:
+        seen.extend(rows)
+        return whole(lm, paths, rows)
+
+    monkeypatch.setattr(stats, "keys", listed)
+    return seen
+
+
+@pytest.mark.parametrize("wanted", [300, 512, None])
+def test_what_is_held_out_is_the_text_that_follows(monkeypatch: pytest.MonkeyPatch, wanted: int | None) -> None:
+    lm, texts = new(kind="bos"), TEXTS * 40
+    path = lm.arch.mlp_out[1]
+    seen = read(monkeypatch)
+    found = stats.held_out(lm, [path], texts, tokens_wanted=wanted)[path]
+    used = list(stats.token_rows(lm, texts, wanted or 16 * lm.arch.d_mlp, length=256))
+    every = list(stats.token_rows(lm, texts, 10**6, length=256))
+    assert seen[0] == every[len(used)]  # a row that was cut short is not gone on with
+    assert 700 < found.shape[1] == sum(map(len, seen)) <= 1024
+
+
+def test_where_the_text_has_ended_the_models_own_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text that the model's own statistics are not made of either."""
+    lm = new()
+    path = lm.arch.mlp_out[1]
+    seen = read(monkeypatch)
+    stats.held_out(lm, [path], TEXTS)
+    assert seen == stats._own_text(lm, 1024, 1, None)
+    del seen[:]
+    found = stats.held_out(lm, [path])[path]
+    assert found.shape == (lm.arch.d_mlp, 1024)
+    assert not {tuple(row) for row in seen} & {tuple(row) for row in stats._own_text(lm, 128, 0, None)}
 
 
 # ------------------------------------------------------------------------------------------------- the text

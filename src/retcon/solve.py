@@ -7,12 +7,30 @@ ill-conditioned moments an fp32 solve can be wrong in every digit while its resi
 
 import warnings
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["Factors", "Metric", "cholesky", "equality", "rank_one", "ridge", "shrunk"]
+__all__ = [
+    "Factors",
+    "Metric",
+    "NullSpaceRule",
+    "cholesky",
+    "equality",
+    "leakage",
+    "null_space",
+    "null_space_ridge",
+    "plain_ridge",
+    "rank_one",
+    "restricted_ridge",
+    "ridge",
+    "shrunk",
+]
+
+NullSpaceRule = Literal["leakage", "absolute", "relative", "energy"]
+"""How the null space of a second moment is told from the rest; see `null_space`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,3 +141,170 @@ def rank_one(key: Float[Tensor, " d_k"], residual: Float[Tensor, " d"], metric: 
     inner = key @ direction
     cosine = float(inner / (key.norm() * direction.norm()).clamp_min(1e-300))
     return Factors((residual / inner)[:, None], direction[:, None]), cosine
+
+
+def plain_ridge(keys: Float[Tensor, "d_k n"], residuals: Float[Tensor, "d n"], weight: float) -> Factors:
+    """`ridge` with M = weight * I, for which no (d_k, d_k) factor is needed (UltraEdit, arXiv 2505.14679).
+
+        Delta = R (K^T K + weight I)^{-1} K^T                     for n <= d_k
+        Delta = R K^T (K K^T + weight I)^{-1}                     for n > d_k
+
+    There are at most min(d, d_k) factors, also where there are more keys.
+
+    Raises:
+        ValueError: the weight is not positive, or a key or residual is not finite.
+    """
+    keys, residuals = keys.double(), residuals.double()
+    if weight <= 0 or not (torch.isfinite(keys).all() and torch.isfinite(residuals).all()):
+        raise ValueError("a ridge needs a weight above zero, and keys and residuals that are finite")
+    width, n = keys.shape
+    gram = keys.T @ keys if n <= width else keys @ keys.T
+    gram.diagonal().add_(weight)
+    lower = torch.linalg.cholesky(gram)
+    if n <= width:
+        return _few(Factors(torch.cholesky_solve(residuals.T, lower).T, keys))
+    return _few(Factors(residuals, torch.cholesky_solve(keys, lower)))
+
+
+def restricted_ridge(
+    keys: Float[Tensor, "d_k n"],
+    residuals: Float[Tensor, "d n"],
+    matrix: Float[Tensor, "d_k d_k"],
+    chosen: Int[Tensor, " m"],
+) -> Factors:
+    """`ridge` with all columns of Delta zero but the chosen ones (ECE, doi 10.1145/3696410.3714835).
+
+        A = M[S, S] + K[S] K[S]^T,   Delta[:, S] = R (A^{-1} K[S])^T
+
+    Args:
+        keys: K.
+        residuals: R.
+        matrix: M, symmetric positive definite.
+        chosen: S, indices of coordinates of a key, each at most once.
+
+    Returns:
+        Factors of full height; the rows of V that are not chosen are zero.
+    """
+    keys, residuals, matrix = keys.double(), residuals.double(), matrix.double()
+    part = keys[chosen]
+    right = torch.zeros_like(keys)
+    right[chosen] = cholesky(matrix[chosen][:, chosen] + part @ part.T).solve(part)
+    return _few(Factors(residuals, right))
+
+
+# ------------------------------------------------------------------------------------------- the null space
+
+
+def null_space(
+    second: Float[Tensor, "d_k d_k"],
+    threshold: float,
+    rule: NullSpaceRule = "absolute",
+    keys: Float[Tensor, "d_k n"] | None = None,
+) -> Float[Tensor, "d_k r"]:
+    """An orthonormal basis U0 of the directions in which ordinary keys have next to nothing.
+
+    With C = U diag(s) U^T and s rising, U0 is the first r columns of U (AlphaEdit, arXiv 2410.02355), r the most with
+
+        absolute   s_r < threshold                              (the paper's; in squared activation units)
+        relative   s_r < threshold * max s
+        energy     s_1 + ... + s_r <= threshold * tr C
+        leakage    mean over keys of |U0^T k|^2 / |k|^2 <= threshold
+
+    From 1 on a bound on energy or on leakage lets all directions pass.
+
+    Args:
+        second: C.
+        threshold: the bound.
+        rule: what is bounded.
+        keys: for `leakage`, keys that C was not made of.
+
+    Raises:
+        ValueError: C is not finite, `leakage` is given no keys, or no direction passes.
+    """
+    second = second.double()
+    if not torch.isfinite(second).all():
+        raise ValueError("the second moments are not finite; compute the statistics again in float32")
+    sizes, directions = torch.linalg.eigh((second + second.T) / 2)
+    if rule in ("absolute", "relative"):
+        limit = threshold if rule == "absolute" else threshold * float(sizes[-1])
+        count = int((sizes < limit).sum())
+    else:
+        if rule == "energy":
+            parts = sizes.clamp_min(0) / sizes.clamp_min(0).sum().clamp_min(1e-300)
+        elif keys is None or not keys.shape[1]:
+            raise ValueError("a null space by its leakage needs keys that the statistics were not made of")
+        else:
+            parts = (directions.T @ _unit(keys)).square().mean(1)
+        count = len(sizes) if threshold >= 1 else int((parts.cumsum(0) <= threshold).sum())
+    if not count:
+        raise ValueError(
+            f"no direction is free of ordinary keys by the {rule} rule at {threshold:g}; give a higher threshold"
+        )
+    basis: Float[Tensor, "d_k r"] = directions[:, :count].clone()
+    return basis
+
+
+def leakage(basis: Float[Tensor, "d_k r"], keys: Float[Tensor, "d_k n"]) -> float:
+    """How much of keys a basis holds: the mean of |U0^T k|^2 / |k|^2, from 0 to 1."""
+    return float((basis.T @ _unit(keys)).square().sum(0).mean())
+
+
+def null_space_ridge(
+    keys: Float[Tensor, "d_k n"],
+    residuals: Float[Tensor, "d n"],
+    basis: Float[Tensor, "d_k r"],
+    weight: float,
+    past: Float[Tensor, "d_k n_p"],
+) -> Factors:
+    """Minimise `|Delta K - R|^2 + |Delta K_p|^2 + weight |Delta|^2` over `Delta = X U0^T`.
+
+        Kt = U0^T K,  Pt = U0^T K_p,   Delta = R Kt^T (Pt Pt^T + weight I + Kt Kt^T)^{-1} U0^T
+
+    With P = U0 U0^T this is AlphaEdit's R K^T P (K_p K_p^T P + K K^T P + weight I)^{-1} (arXiv 2410.02355), but
+    symmetric and of size r. While there are fewer keys than directions, the keys' products alone give the same, with
+    Q = [Pt, Kt]:
+
+        (weight I + Q Q^T)^{-1} Kt = Q (weight I + Q^T Q)^{-1} [0, I]^T
+
+    Args:
+        keys: K.
+        residuals: R.
+        basis: U0, orthonormal.
+        weight: the paper's L2, above zero.
+        past: K_p, keys whose outputs are to stay; may have no column.
+
+    Raises:
+        ValueError: the weight is not above zero, or so small that the system is singular.
+    """
+    keys, residuals, basis, past = keys.double(), residuals.double(), basis.double(), past.double()
+    inside = basis.T @ keys
+    every = torch.cat([basis.T @ past, inside], 1)
+    rank, n = every.shape
+    gram = every.T @ every if n <= rank else every @ every.T
+    gram.diagonal().add_(weight)
+    lower, failed = torch.linalg.cholesky_ex(gram)
+    if weight <= 0 or int(failed):
+        raise ValueError(f"a ridge of {weight:g} leaves the system in the null space singular; give more of it")
+    if n <= rank:
+        chosen = torch.eye(n, dtype=gram.dtype, device=gram.device)[:, n - keys.shape[1] :]
+        answer = every @ torch.cholesky_solve(chosen, lower)
+    else:
+        answer = torch.cholesky_solve(inside, lower)
+    return _few(Factors(residuals, basis @ answer))
+
+
+def _unit(keys: Float[Tensor, "d_k n"]) -> Float[Tensor, "d_k n"]:
+    """Keys of length one; zeros stay."""
+    keys = keys.double()
+    unit: Float[Tensor, "d_k n"] = keys / keys.norm(dim=0).clamp_min(1e-300)
+    return unit
+
+
+def _few(factors: Factors) -> Factors:
+    """The same change in at most min(d, d_k) factors."""
+    height, width = len(factors.U), len(factors.V)
+    if factors.U.shape[1] <= min(height, width):
+        return factors
+    change = factors.dense()
+    side = torch.eye(min(height, width), dtype=change.dtype, device=change.device)
+    return Factors(change, side) if width <= height else Factors(side, change.T)

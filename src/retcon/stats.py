@@ -7,7 +7,8 @@ on, the consumed token ids. A few times the key width of tokens is enough (arXiv
 
 import gzip
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from retcon import forward, hooks, patch, progress, storage, tokens
 from retcon.errors import RetconError
 from retcon.lm import LM
 
-__all__ = ["SELF", "Moments", "moments", "texts_of", "token_rows"]
+__all__ = ["SELF", "Moments", "held_out", "keys", "moments", "texts_of", "token_rows"]
 
 SELF = "self"
 """The source that samples the text from the model itself; it needs no file."""
@@ -31,6 +32,8 @@ SELF = "self"
 _MAX_LENGTH = 256
 _SAMPLE_LENGTH = 128
 _TOKENS_PER_WIDTH, _OWN_TOKENS_PER_WIDTH = 16, 10
+_HELD_OUT, _FEW = 1024, 128
+"""Tokens held out, and how few of them a text may leave before the model's own take their place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +71,8 @@ def moments(
     Raises:
         RetconError: the source cannot be read or holds no text.
     """
-    per_width = _OWN_TOKENS_PER_WIDTH if source == SELF else _TOKENS_PER_WIDTH
-    wanted = tokens_wanted or per_width * lm.arch.d_mlp
-    state = storage.digest(lm.fingerprint(), [item.id for item in patch.active(lm.model)])
+    wanted = tokens_wanted or _usual(lm, source)
+    state = _state(lm)
     rows, provenance = _rows(lm, source, wanted, seed, state if cached else None)
     key = storage.digest(state, provenance["ids_sha256"], "moments-1")[:24]
     folder = storage.cache_dir("moments")
@@ -89,18 +91,77 @@ def moments(
     return {path: found[path] for path in paths}
 
 
+def held_out(
+    lm: LM,
+    paths: Sequence[str],
+    source: str | Path | Iterable[str] = SELF,
+    *,
+    tokens_wanted: int | None = None,
+    seed: int = 0,
+    cached: bool = True,
+) -> dict[str, Float[Tensor, "d_k n"]]:
+    """Keys of ordinary text that `moments`, with the same arguments, has not seen; about a thousand, fp64.
+
+    They are of the text that follows; where it has ended, or is the model's own, of other text of the model's own.
+
+    Raises:
+        RetconError: the source cannot be read.
+    """
+    rows: list[list[int]] = []
+    if source != SELF:
+        seen = 0
+        wanted = tokens_wanted or _usual(lm, source)
+        for row in token_rows(lm, texts_of(source), wanted + _HELD_OUT, length=_MAX_LENGTH):
+            if seen >= wanted:
+                rows.append(row)
+            seen += len(row)
+    if sum(map(len, rows)) < _FEW:
+        rows = _own_text(lm, _HELD_OUT, seed + 1, _state(lm) if cached else None)
+    return keys(lm, paths, rows)
+
+
+def keys(lm: LM, paths: Sequence[str], rows: list[list[int]]) -> dict[str, Float[Tensor, "d_k n"]]:
+    """Inputs of the projections at `paths` at all tokens of some rows of ids; fp64, on the CPU."""
+    found: dict[str, list[Tensor]] = {path: [] for path in paths}
+    _read_keys(lm, paths, rows, lambda path, states: found[path].append(states.double().cpu()))
+    return {path: torch.cat(parts).T for path, parts in found.items()}
+
+
+def _usual(lm: LM, source: str | Path | Iterable[str]) -> int:
+    """How many tokens are used where it is not said."""
+    return (_OWN_TOKENS_PER_WIDTH if source == SELF else _TOKENS_PER_WIDTH) * lm.arch.d_mlp
+
+
+def _state(lm: LM) -> str:
+    """Hash of the weights and of the patches that are on."""
+    return storage.digest(lm.fingerprint(), [item.id for item in patch.active(lm.model)])
+
+
 def _collect(lm: LM, paths: Sequence[str], rows: list[list[int]]) -> dict[str, Tensor]:
-    """One pass over all rows; the forward stops once the last of the projections has been read."""
+    """The mean of k k^T over all tokens, of each projection: products in fp32, sums in fp64."""
+    sums: dict[str, Tensor] = {}
+
+    def add(path: str, states: Tensor) -> None:
+        product = (states.T @ states).double()
+        sums[path] = sums[path].add_(product) if path in sums else product
+
+    _read_keys(lm, paths, rows, add)
+    total = sum(len(row) for row in rows)
+    return {path: ((value + value.T) / (2 * total)).cpu() for path, value in sums.items()}
+
+
+def _read_keys(
+    lm: LM, paths: Sequence[str], rows: list[list[int]], take: Callable[[str, Float[Tensor, "n d_k"]], None]
+) -> None:
+    """Hand over the keys of all tokens, batch by batch; the forward stops once the last projection has been read."""
     modules = {path: lm.module(path) for path in paths}
     order = [path for path in lm.arch.mlp_out if path in modules] or list(paths)
     last = order[-1] if len(order) == len(paths) else None
-    sums: dict[str, Tensor] = {}
-    total = sum(len(row) for row in rows)
     with ExitStack() as stack:
         stack.enter_context(lm.inference())
         stack.enter_context(_exact_products())
         seen = stack.enter_context(hooks.record(modules, "input", stop_after=last))
-        advance = stack.enter_context(progress.task("statistics", total))
+        advance = stack.enter_context(progress.task("statistics", sum(len(row) for row in rows)))
         order_of_rows = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         for batch in forward.batches(order_of_rows, [len(row) for row in rows], 2048):
             aligned = forward.align([rows[i] for i in batch], [0] * len(batch), lm.device)
@@ -108,11 +169,8 @@ def _collect(lm: LM, paths: Sequence[str], rows: list[list[int]]) -> dict[str, T
                 forward.call(lm, aligned.ids, aligned.mask, aligned.positions)
             real = aligned.mask.bool()
             for path, states in seen.items():
-                keys = hooks.unflattened(states, len(batch))[real].float()
-                product = (keys.T @ keys).double()
-                sums[path] = sums[path].add_(product) if path in sums else product
+                take(path, hooks.unflattened(states, len(batch))[real].float())
             advance(int(real.sum()))
-    return {path: ((value + value.T) / (2 * total)).cpu() for path, value in sums.items()}
 
 
 class _exact_products(ExitStack):  # noqa: N801 - used as a context manager
@@ -225,17 +283,20 @@ def _own_text(lm: LM, wanted: int, seed: int, state: str | None) -> list[list[in
         return [[int(i) for i in row] for row in json.loads(path.read_text(encoding="utf-8"))]
     ordinary = torch.tensor([i for i in range(size) if i not in special])
     generator = torch.Generator().manual_seed(seed)
-    n = -(-wanted // _SAMPLE_LENGTH)
-    first = ordinary[torch.randint(len(ordinary), (n,), generator=generator)].tolist()
-    starts = [[*before, token] for token in first]
-    new = _SAMPLE_LENGTH - len(starts[0])
-    out = forward.sample(lm, starts, max_new_tokens=new, seed=seed, label="writing text for statistics")
-    rows, count = [], 0
-    for start, ids in zip(starts, out, strict=True):
-        row = (start + ids)[: wanted - count]
-        if row:
-            rows.append(row)
-        count += len(row)
+    rows: list[list[int]] = []
+    count, n = 0, -(-wanted // _SAMPLE_LENGTH)
+    while count < wanted:
+        first = ordinary[torch.randint(len(ordinary), (n,), generator=generator)].tolist()
+        starts = [[*before, token] for token in first]
+        new = _SAMPLE_LENGTH - len(starts[0])
+        drawn = seed + len(rows)  # other text in each turn
+        out = forward.sample(lm, starts, max_new_tokens=new, seed=drawn, label="writing text for statistics")
+        for start, ids in zip(starts, out, strict=True):
+            row = (start + ids)[: wanted - count]
+            if row:
+                rows.append(row)
+            count += len(row)
+        n = 1 + math.ceil((wanted - count) * len(rows) / count)  # the model ends some texts early
     if state is not None:
         storage.write_json(path, rows)
     return rows

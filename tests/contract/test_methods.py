@@ -1,6 +1,6 @@
 """Every row of METHODS keeps the contract on every family, or declares it unsupported and refuses it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,25 @@ from retcon.testing.contract import Check, Trial, checks, declared_unsupported, 
 FAST = ("llama", "gpt2", "gptj", "gemma2")
 """Plain; Conv1D; tuple blocks that run in parallel; a norm after the MLP."""
 
-OPTIONS: dict[str, dict[str, Any]] = {"memit": {"layers": (1, 2)}}
+THIN = {"emmet", "alphaedit", "memit-blue", "alphaedit-blue", "pmet-blue"}
+"""Methods that differ from another by a few lines which know nothing of families: the fast checks take the first two
+of `FAST`, the slow ones all families."""
+
+TWO_LAYERS = {"layers": (1, 2)}
+OPTIONS: dict[str, dict[str, Any]] = dict.fromkeys(
+    ("memit", "pmet", "memit-blue", "pmet-blue", "alphaedit-blue"), TWO_LAYERS
+)
 """Options of a method beside the quick ones: its own, where one layer would show too little of it."""
 
-families = pytest.mark.parametrize(
-    "family", [family if family in FAST else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
-)
-each_method = pytest.mark.parametrize("name", METHODS)
+
+def on(families: tuple[str, ...], fast: Callable[[str], tuple[str, ...]]) -> list[Any]:
+    """Every method on every one of the families; those that are not fast for a method are marked as slow."""
+    slow = pytest.mark.slow
+    return [
+        pytest.param(name, family, marks=() if family in fast(name) else slow)
+        for name in METHODS
+        for family in families
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +57,7 @@ def trial(name: str, family: str) -> Trial:
 
 
 @pytest.mark.parametrize("check", checks(), ids=lambda check: check.__name__)
-@families
-@each_method
+@pytest.mark.parametrize(("name", "family"), on(FAMILIES, lambda name: FAST[:2] if name in THIN else FAST))
 def test_contract(name: str, family: str, check: Check, tmp_path: Path) -> None:
     shared = trial(name, family)
     if declared_unsupported(shared.method, shared.lm) is not None:
@@ -58,8 +69,7 @@ def test_contract(name: str, family: str, check: Check, tmp_path: Path) -> None:
     check(replaced(shared, folder))
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-@each_method
+@pytest.mark.parametrize(("name", "family"), on(FAST[:2], lambda name: () if name in THIN else FAST))
 def test_the_whole_contract_by_its_public_name_and_with_tied_embeddings(name: str, family: str) -> None:
     model: PreTrainedModel = tiny_model(family, tie=True)
     assert model.config.tie_word_embeddings

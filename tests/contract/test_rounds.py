@@ -46,3 +46,11 @@ def test_evaluations_of_all_rounds_are_counted() -> None:
     lm, edits = LM.wrap(tiny_model("llama"), tiny_tokenizer()), tiny_edits(2)
     one, two = (_edited(lm, edits, rounds=rounds, stop_probability=0.999).info["facts"] for rounds in (1, 2))
     assert all(b["rounds"] == 2 and b["evaluations"] > a["evaluations"] for a, b in zip(one, two, strict=True))
+
+
+def test_a_later_round_takes_up_the_least_sure_and_no_more_than_its_share() -> None:
+    """None of thirteen is ever sure enough; ten are taken up in any case, and above that a share."""
+    lm, edits = LM.wrap(tiny_model("llama"), tiny_tokenizer()), tiny_edits(13)
+    for again, wanted in ((0.0, 10), (0.9, 12)):
+        patch = _edited(lm, edits, rounds=2, again=again, stop_probability=0.999999, stop=0.0)
+        assert sum(fact["rounds"] == 2 for fact in patch.info["facts"]) == wanted

@@ -11,9 +11,21 @@ from typing import Any
 import pytest
 import torch
 
-from retcon import templates, values
+from retcon import solve, templates, values
 from retcon.lm import LM
-from retcon.methods import MEMIT, ROME, MEMITConfig, ROMEConfig
+from retcon.methods import (
+    EMMET,
+    MEMIT,
+    ROME,
+    AlphaEdit,
+    AlphaEditConfig,
+    EMMETConfig,
+    MEMITConfig,
+    ROMEConfig,
+    method,
+)
+from retcon.methods.family import Problem
+from retcon.patch import Patch
 from retcon.testing import tiny_edits, tiny_model, tiny_tokenizer
 from retcon.testing.reference import PlainSearch
 from retcon.values import SearchConfig
@@ -31,6 +43,10 @@ def _record() -> ModuleType:
 record: Any = _record()
 NUMBERS: dict[str, Any] = json.loads(record.FILE.read_text(encoding="utf-8"))
 families = pytest.mark.parametrize("family", record.FAMILIES)
+
+
+OFF: dict[str, Any] = {"relax": False, "earliest_stop": 0}
+"""Options of the search that were not recorded, at the values at which they change nothing."""
 
 
 def descent(optimizer: str) -> dict[str, Any]:
@@ -62,7 +78,7 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(templates, "written", lambda *_args, **_named: record.TEMPLATES[1:])
     text = tmp_path / "text.txt"
     text.write_text("".join(f"{line}\n" for line in record.TEXT), encoding="utf-8")
-    return descent("adam") | {"templates": len(record.TEMPLATES) - 1, "statistics": str(text)}
+    return descent("adam") | {"templates": len(record.TEMPLATES) - 1, "statistics": str(text), "rounds": 1}
 
 
 def test_the_settings_are_those_recorded() -> None:
@@ -76,7 +92,7 @@ def test_the_settings_are_those_recorded() -> None:
 @pytest.mark.parametrize("site", ["layer_out", "module_out"])
 @families
 def test_the_search(family: str, site: Any, optimizer: str, fast: bool) -> None:
-    config = SearchConfig(layer=2, site=site, **descent(optimizer))
+    config = SearchConfig(layer=2, site=site, **descent(optimizer), **OFF)
     found = values.search(lm(family), tiny_edits(record.FACTS), config, record.TEMPLATES, fast=fast)
     for number, row in enumerate(NUMBERS[family]["search"][site]):
         wanted = row[optimizer]
@@ -90,7 +106,7 @@ def test_the_search(family: str, site: Any, optimizer: str, fast: bool) -> None:
 @families
 def test_loss_and_gradient_at_a_fixed_shift(family: str, site: Any) -> None:
     """Of the plain search, which the fast one is held to in its own tests."""
-    config = SearchConfig(layer=2, site=site, **descent("adam"))
+    config = SearchConfig(layer=2, site=site, **descent("adam"), **OFF)
     for number, edit in enumerate(tiny_edits(record.FACTS)):
         plain = PlainSearch(lm(family), edit, config, record.TEMPLATES)
         loss, gradient = plain.loss_and_gradient(record.fixed_delta(plain.base, number))
@@ -99,13 +115,62 @@ def test_loss_and_gradient_at_a_fixed_shift(family: str, site: Any) -> None:
         assert float(gradient.norm()) == pytest.approx(wanted["fixed_gradient_norm"], rel=1e-7)
 
 
-@families
-def test_memit_over_two_layers(family: str, options: dict[str, Any]) -> None:
-    config = MEMITConfig(layers=record.LAYERS, ridge=record.RIDGE, **options)
-    patch = MEMIT(config).edit(lm(family), tiny_edits(record.FACTS))
+def expect(family: str, name: str, patch: Patch) -> None:
+    """The norms of a patch's changes are those recorded; moments and factors are fp32."""
     for layer in record.LAYERS:
         norm = float(patch.entries[lm(family).arch.mlp_out[layer]].delta().double().norm())
-        assert norm == pytest.approx(NUMBERS[family][f"memit_layer_{layer}"], rel=1e-5)  # moments and factors are fp32
+        assert norm == pytest.approx(NUMBERS[family][f"{name}_layer_{layer}"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["memit", "memit-blue", "pmet"])
+@families
+def test_the_methods_of_one_ridge(family: str, name: str, options: dict[str, Any]) -> None:
+    """MEMIT spread over two layers, BLUE on it, and PMET with its two sites and its shares."""
+    own = {"relax": False} if name == "pmet" else {}
+    patch = method(name, layers=record.LAYERS, ridge=record.RIDGE, **options, **own).edit(
+        lm(family), tiny_edits(record.FACTS)
+    )
+    expect(family, name.replace("-", "_"), patch)
+
+
+class Restricted(MEMIT):
+    """MEMIT on some coordinates of a key alone."""
+
+    def rule(self, problem: Problem) -> solve.Factors:
+        assert problem.moments is not None
+        matrix = self.config.ridge * solve.shrunk(problem.moments.second, problem.moments.count)
+        return solve.restricted_ridge(problem.keys, problem.residuals, matrix, torch.tensor(record.CHOSEN))
+
+
+@families
+def test_a_restricted_solve(family: str, options: dict[str, Any]) -> None:
+    config = MEMITConfig(layers=record.LAYERS, ridge=record.RIDGE, **options)
+    expect(family, "restricted", Restricted(config).edit(lm(family), tiny_edits(record.FACTS)))
+
+
+@pytest.mark.parametrize(("name", "mu"), [("emmet", record.MU), ("emmet_exact", 0.0)])
+@families
+def test_emmet_with_a_regulariser_and_without(family: str, name: str, mu: float, options: dict[str, Any]) -> None:
+    config = EMMETConfig(layers=record.LAYERS, weight=record.WEIGHT, regulariser=mu, **options)
+    expect(family, name, EMMET(config).edit(lm(family), tiny_edits(record.FACTS)))
+
+
+@families
+def test_alphaedit_in_two_batches(family: str, options: dict[str, Any]) -> None:
+    config = AlphaEditConfig(
+        layers=record.LAYERS, l2=record.L2, null_space="energy", threshold=record.ENERGY, few_tokens=True, **options
+    )
+    edits = tiny_edits(record.FACTS)
+    first = AlphaEdit(config).edit(lm(family), edits[:-1])
+    for layer in record.LAYERS:
+        free = first.info["null_space"][lm(family).arch.mlp_out[layer]]["directions"]
+        assert free == pytest.approx(NUMBERS[family][f"alphaedit_free_{layer}"], abs=1e-6)
+    expect(family, "alphaedit", first)
+    both = AlphaEdit(config).edit(lm(family), edits[-1:], state=first)
+    for layer in record.LAYERS:
+        path = lm(family).arch.mlp_out[layer]
+        norm = float((both.entries[path].delta() - first.entries[path].delta()).double().norm())
+        assert norm == pytest.approx(NUMBERS[family][f"alphaedit_second_layer_{layer}"], rel=1e-5)
 
 
 @pytest.mark.parametrize("variant", ["rome", "r-rome"])
@@ -126,5 +191,5 @@ def test_the_recorded_numbers_are_those_of_the_script(family: str) -> None:
 
 
 def test_all_options_of_the_search_are_pinned() -> None:
-    """A new option is given here the value at which it changes nothing."""
-    assert {field.name for field in fields(SearchConfig)} == {*descent("adam"), "layer", "site"}
+    """A new one goes to OFF."""
+    assert {field.name for field in fields(SearchConfig)} == {*descent("adam"), *OFF, "layer", "site"}

@@ -5,13 +5,46 @@ from typing import Any, Protocol
 
 from retcon.errors import RetconError
 from retcon.lm import LM
+from retcon.methods.alphaedit import AlphaEdit, AlphaEditConfig
+from retcon.methods.blue import AlphaEditBlue, MEMITBlue, PMETBlue
+from retcon.methods.eamet import EAMET, EAMETConfig
+from retcon.methods.ece import ECE, ECEConfig
+from retcon.methods.ece_released import ECEReleased, ECEReleasedConfig
+from retcon.methods.emmet import EMMET, EMMETConfig
 from retcon.methods.memit import MEMIT, MEMITConfig
+from retcon.methods.pmet import PMET, PMETConfig
 from retcon.methods.rome import ROME, ROMEConfig
+from retcon.methods.ultraedit import UltraEdit, UltraEditConfig
 from retcon.patch import Patch
 from retcon.requests import Edit
 from retcon.targets import Store
 
-__all__ = ["MEMIT", "METHODS", "ROME", "MEMITConfig", "Method", "ROMEConfig", "method"]
+__all__ = [
+    "EAMET",
+    "ECE",
+    "EMMET",
+    "MEMIT",
+    "METHODS",
+    "PMET",
+    "ROME",
+    "AlphaEdit",
+    "AlphaEditBlue",
+    "AlphaEditConfig",
+    "EAMETConfig",
+    "ECEConfig",
+    "ECEReleased",
+    "ECEReleasedConfig",
+    "EMMETConfig",
+    "MEMITBlue",
+    "MEMITConfig",
+    "Method",
+    "PMETBlue",
+    "PMETConfig",
+    "ROMEConfig",
+    "UltraEdit",
+    "UltraEditConfig",
+    "method",
+]
 
 
 class Method(Protocol):
@@ -40,7 +73,20 @@ class Method(Protocol):
         """The patch that makes all edits; with `state`, on top of that patch, which the result then contains."""
 
 
-METHODS: dict[str, type[Method]] = {"memit": MEMIT, "rome": ROME}
+METHODS: dict[str, type[Method]] = {
+    "memit": MEMIT,
+    "memit-blue": MEMITBlue,
+    "rome": ROME,
+    "emmet": EMMET,
+    "alphaedit": AlphaEdit,
+    "alphaedit-blue": AlphaEditBlue,
+    "pmet": PMET,
+    "pmet-blue": PMETBlue,
+    "ece": ECE,
+    "ece-released": ECEReleased,
+    "eamet": EAMET,
+    "ultraedit": UltraEdit,
+}
 """All methods by id."""
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F  # noqa: N812
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from retcon import solve, stats
@@ -16,7 +17,20 @@ from retcon.requests import Edit
 from retcon.sweep import Reading
 from retcon.values import SearchConfig
 
-__all__ = ["LocateAndEditConfig", "Problem", "Site", "edited_layers", "metric", "past_keys", "search_config"]
+__all__ = [
+    "SAME_KEY",
+    "LocateAndEditConfig",
+    "Problem",
+    "Site",
+    "edited_layers",
+    "metric",
+    "past_keys",
+    "search_config",
+    "still_held",
+]
+
+SAME_KEY = 0.999
+"""Cosine above which two keys count as the same."""
 
 Site = Literal["layer_out", "module_out", "attn_and_mlp_out"]
 
@@ -60,6 +74,9 @@ class LocateAndEditConfig:
     rounds: int = 2
     """How often targets are sought and written; from the second round on only what the edited model does not yet
     hold. Published methods have one."""
+    again: float = 0.35
+    """Share of the facts that such a later round takes up at most (ten in any case), the least sure first, so that its
+    cost stays in proportion."""
     seed: int = 0
     """Seed of templates and sampled text."""
 
@@ -129,3 +146,17 @@ def past_keys(state: Patch | None, path: str, lm: LM) -> Float[Tensor, "d_k n"]:
     if state is None or f"cat.keys.{path}" not in state.state:
         return none
     return state.state[f"cat.keys.{path}"].double().to(lm.device)
+
+
+def still_held(past: Float[Tensor, "d_k n"], keys: Float[Tensor, "N d_k"]) -> Bool[Tensor, " n"]:
+    """Which of the past keys are not among those that are to be written now.
+
+    A fact that is edited again, or another one of its subject with the same key, gets a target that was sought on top
+    of what the key holds; to hold on to that as well would leave it half-way. This is to be asked at the lowest edited
+    layer, whose keys no edit moves, and goes for all layers. It can be told as long as there are fewer past keys than
+    dimensions: then each of their columns is a fact.
+    """
+    if past.shape[1] in (0, *past.shape[:1]):
+        return torch.ones(past.shape[1], dtype=torch.bool, device=past.device)
+    alike = F.normalize(keys.to(past), dim=1) @ F.normalize(past, dim=0)
+    return alike.amax(0) <= SAME_KEY

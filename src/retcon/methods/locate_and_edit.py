@@ -20,7 +20,16 @@ from retcon import forward, patch, solve, stats, targets, templates, tokens
 from retcon.errors import RetconError, RetconWarning
 from retcon.lm import LM
 from retcon.methods import record
-from retcon.methods.family import LocateAndEditConfig, Problem, Site, edited_layers, past_keys, search_config
+from retcon.methods.family import (
+    SAME_KEY,
+    LocateAndEditConfig,
+    Problem,
+    Site,
+    edited_layers,
+    past_keys,
+    search_config,
+    still_held,
+)
 from retcon.patch import LowRank, Patch
 from retcon.requests import Edit
 from retcon.sweep import Reading, Sweep
@@ -29,8 +38,8 @@ from retcon.values import Found, SearchConfig
 
 __all__ = ["LocateAndEdit", "edit_layers", "residuals"]
 
-_SAME_KEY = 0.999
-"""Cosine above which two keys count as the same."""
+_TAKEN_UP = 10
+"""Facts that a later round takes up in any case."""
 
 
 class LocateAndEdit:
@@ -197,6 +206,8 @@ class _Batch:
     """What has been written, by module path."""
     keys: dict[str, Tensor] = field(default_factory=dict)
     """Keys of the first round, (d_k, N) by module path."""
+    held: Tensor | None = None
+    """Which of the keys of earlier batches are to stay as they are, (n,)."""
 
     def round(self, number: int) -> bool:
         """Seek targets on the model as it is, and write them layer by layer; whether there was anything to write."""
@@ -226,7 +237,7 @@ class _Batch:
                     path = lm.arch.mlp_out[layer]
                     new[path] = self._solved(Problem(
                         lm, layer, path, reading.keys.T, part.T, reading, self.known.get(path),
-                        past_keys(self.state, path, lm), self.edits, self.retain, self.extra.get(path),
+                        self._past(path, reading), self.edits, self.retain, self.extra.get(path),
                     ))  # fmt: skip
                     self.keys.setdefault(path, reading.keys.T)
                     if number == 0 and index == 0:
@@ -261,14 +272,15 @@ class _Batch:
     def _unsure(self) -> list[int]:
         """The facts that the model as it is does not hold by the search's own stop, asked under the bare prompt."""
         config = self.method.config
-        bound = math.exp(-config.stop) if config.stop_probability is None else config.stop_probability
+        bound = -config.stop if config.stop_probability is None else math.log(config.stop_probability)
         rows = []
         for edit in self.edits:
             text = self.lm.render(edit.text)
             rows.append((tokens.encode(self.lm, text), [tokens.target_ids(self.lm, text, edit.target)]))
         with self.run.timed("targets"):
-            scored = forward.score(self.lm, rows)
-        return [i for i, found in enumerate(scored) if min(found[0].logprobs) < math.log(bound)]
+            least = [min(found[0].logprobs) for found in forward.score(self.lm, rows)]
+        unsure = sorted((i for i, value in enumerate(least) if value < bound), key=lambda i: least[i])
+        return sorted(unsure[: max(_TAKEN_UP, math.ceil(config.again * len(least)))])
 
     def _left(self, found: Found, facts: Sequence[int], reading: Reading, site: Site) -> Float[Tensor, "N d"]:
         """What is still to be written: nothing for facts that were not sought."""
@@ -276,6 +288,13 @@ class _Batch:
         left = some.new_zeros(len(self.edits), some.shape[1])
         left[list(facts)] = some
         return left
+
+    def _past(self, path: str, reading: Reading) -> Float[Tensor, "d_k n"]:
+        """Keys of earlier batches whose facts are not edited again."""
+        past = past_keys(self.state, path, self.lm)
+        if self.held is None:  # at the lowest layer
+            self.held = still_held(past, reading.keys)
+        return past[:, self.held] if len(self.held) == past.shape[1] else past
 
     def _solved(self, problem: Problem) -> LowRank:
         try:
@@ -321,7 +340,7 @@ def _shared_keys(keys: Float[Tensor, "N d_k"], residuals: Float[Tensor, "N d"]) 
     if len(keys) < 2 or len(keys) > 4000:
         return 0
     unit = torch.nn.functional.normalize(keys.float(), dim=1)
-    close = torch.triu(unit @ unit.T > _SAME_KEY, 1)
+    close = torch.triu(unit @ unit.T > SAME_KEY, 1)
     pairs = close.nonzero()
     apart = (residuals[pairs[:, 0]] - residuals[pairs[:, 1]]).norm(dim=1) > 0.1 * residuals[pairs[:, 0]].norm(dim=1)
     count = int(apart.sum())

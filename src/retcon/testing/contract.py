@@ -31,6 +31,9 @@ QUICK: dict[str, Any] = {
     "weight_decay": 0.0,
     "precision": "float32",
     "ridge": 1.0,
+    "weight": 10.0,
+    "l2": 1.0,
+    "rounds": 1,
 }
 """Options that make a method quick on a tiny random model, and exact where a batch is compared with another; those that
 a method does not have are left out."""

@@ -1,0 +1,173 @@
+"""Stage one of ECE: what each fact hangs on, which facts go together, and on which layers and neurons they are edited.
+
+[Our reconstruction of doi 10.1145/3696410.3714835.]
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from retcon import storage
+from retcon.lm import LM
+from retcon.locate.attribution import How, attribute, top_neurons
+from retcon.locate.facts import Answer
+from retcon.methods import clusters
+from retcon.methods.memit import MEMITConfig
+from retcon.requests import Edit
+
+__all__ = ["ECEConfig", "Piece", "Plan", "plan", "windows"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ECEConfig(MEMITConfig):
+    """Options of ECE."""
+
+    p: float = 0.8
+    """Share of the attributions' sum that the neurons of a cluster hold, at each layer; 1 takes all neurons."""
+    cluster_p: float = 0.3
+    """The same share for one fact: these neurons are its explanation, by which facts are clustered."""
+    answer: Answer = "old"
+    """The answer that is explained: `old` (the model's own where none is given), `new`, `contrast`, `greedy`."""
+    attribution: How = "gradient"
+    """gradient x activation, one pass for all layers, or `integrated` gradients, `integration_steps` a layer."""
+    integration_steps: int = 20
+    """Points of the integral."""
+    layers_by: Literal["fixed", "attribution"] = "fixed"
+    """Each cluster's layers: the same window for all, or the window that holds the most of its attributions."""
+    width: int = 5
+    """Layers of a window."""
+    groups: Literal["clusters", "random", "none"] = "clusters"
+    """What is solved together: facts with like explanations, groups of the same sizes drawn at random, or all."""
+    n_clusters: int | None = None
+    """Number of clusters; by default where the eigenvalues of the similarities jump."""
+    most_clusters: int = 8
+    """The most of them, by default."""
+    neurons: Literal["attribution", "random"] = "attribution"
+    """A cluster's neurons: those of the largest attributions, or as many drawn at random."""
+    batches: Literal["together", "clusters", "single"] = "together"
+    """Whose targets are sought in one descent: all facts', one cluster's, one fact's. The targets are the same; passes
+    over the model are not."""
+    warm_start: int = 0
+    """t_0: steps that a cluster's members make together, on one shift, before each goes on alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Facts that are solved together."""
+
+    facts: tuple[int, ...]
+    """Their numbers, rising."""
+    layers: tuple[int, ...]
+    """Where they are edited, from below."""
+    neurons: dict[int, Bool[Tensor, " d_k"]]
+    """On which neurons of each layer; empty where on all."""
+    counts: list[int]
+    """How many, layer by layer."""
+    mass: list[float]
+    """Their share of the members' attributions, layer by layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which facts are solved together, in which order, and where."""
+
+    labels: list[int]
+    """Of each fact, the number of its piece."""
+    pieces: list[Piece]
+    """In the order in which they are solved; the order of the facts does not change it."""
+
+
+def plan(lm: LM, edits: Sequence[Edit], config: ECEConfig, fixed: tuple[int, ...]) -> Plan:
+    """Explain, cluster, and choose layers and neurons.
+
+    Args:
+        lm: the model, with what earlier batches changed on.
+        edits: the facts.
+        config: options.
+        fixed: the layers to edit where they are not chosen; else, if layers are named, those to choose from.
+    """
+    n = len(edits)
+    if config.p >= 1 and config.groups == "none" and config.layers_by == "fixed":  # nothing is to be explained
+        width = lm.arch.d_mlp
+        whole = Piece(tuple(range(n)), fixed, {}, [width] * len(fixed), [1.0] * len(fixed))
+        return Plan([0] * n, [whole])
+    layers = _looked_at(lm, config, fixed)
+    found = attribute(lm, edits, layers, answer=config.answer, how=config.attribution, steps=config.integration_steps)
+    strength = {layer: scores.abs().double().cpu() for layer, scores in found.scores.items()}
+    width = config.width if config.layers_by == "attribution" else len(layers)
+    labels = _labels(edits, strength, width, config)
+    pieces = []
+    for number in range(max(labels) + 1):
+        facts = tuple(i for i in range(n) if labels[i] == number)
+        pieces.append(_piece(facts, number, strength, width, config))
+    return Plan(labels, pieces)
+
+
+def windows(mass: Float[Tensor, "n layers"], width: int) -> Int[Tensor, " n"]:
+    """Where the `width` neighbouring layers begin that hold the most of each row; the lowest of equals."""
+    return mass.unfold(1, min(width, mass.shape[1]), 1).sum(2).argmax(1)
+
+
+def _looked_at(lm: LM, config: ECEConfig, fixed: tuple[int, ...]) -> tuple[int, ...]:
+    """The layers that are explained: those edited, or those to choose from. The last one has nothing above it."""
+    if config.layers_by == "fixed" or config.layers is not None:
+        return fixed
+    last = lm.arch.n_layers - 1
+    return tuple(range(min(1, last), max(last, 1)))
+
+
+def _labels(
+    edits: Sequence[Edit], strength: dict[int, Float[Tensor, "N d_k"]], width: int, config: ECEConfig
+) -> list[int]:
+    """Each fact's cluster, the same whatever the order of the facts."""
+    n = len(edits)
+    if config.groups == "none":
+        return [0] * n
+    order = sorted(range(n), key=lambda i: (storage.digest(edits[i].prompt, edits[i].subject, edits[i].target), i))
+    mass = torch.stack([scores.sum(1) for scores in strength.values()], 1)  # (N, layers)
+    first = windows(mass, width)
+    sets = []
+    for place, scores in enumerate(strength.values()):
+        inside = (first <= place) & (place < first + width)
+        sets.append(top_neurons(scores, config.cluster_p) & (inside & (mass[:, place] > 0))[:, None])
+    found = clusters.clustered(
+        torch.cat(sets, 1)[order], config.n_clusters, most=config.most_clusters, seed=config.seed
+    )
+    if config.groups == "random":
+        found = clusters.shuffled(found, config.seed)
+    labels = [0] * n
+    for i, label in zip(order, found, strict=True):
+        labels[i] = label
+    return labels
+
+
+def _piece(
+    facts: tuple[int, ...], number: int, strength: dict[int, Float[Tensor, "N d_k"]], width: int, config: ECEConfig
+) -> Piece:
+    """Layers and neurons of one cluster, by the sums of its members' attributions."""
+    sums = {layer: scores[list(facts)].sum(0) for layer, scores in strength.items()}
+    start = int(windows(torch.stack([total.sum() for total in sums.values()])[None], width))
+    layers = tuple(sums)[start : start + width]
+    neurons: dict[int, Tensor] = {}
+    counts, mass = [], []
+    for layer in layers:
+        chosen = top_neurons(sums[layer], config.p)
+        if config.neurons == "random":
+            chosen = _drawn(chosen, int(storage.digest(config.seed, number, layer)[:12], 16))
+        counts.append(int(chosen.sum()))
+        mass.append(float(sums[layer][chosen].sum() / sums[layer].sum().clamp_min(1e-300)))
+        if config.p < 1:
+            neurons[layer] = chosen
+    return Piece(facts, layers, neurons, counts, mass)
+
+
+def _drawn(like: Bool[Tensor, " d_k"], seed: int) -> Bool[Tensor, " d_k"]:
+    """As many neurons as in `like`, drawn at random."""
+    order = torch.randperm(len(like), generator=torch.Generator().manual_seed(seed))
+    drawn = torch.zeros_like(like)
+    drawn[order[: int(like.sum())]] = True
+    return drawn
