@@ -31,6 +31,7 @@ _COMMANDS = {
     "edit": "Compute a patch that changes the facts of a file.",
     "eval": "Measure what a patch achieves and what it harms, before and after.",
     "ask": "Ask the model, without and with a patch, side by side.",
+    "locate": "Find which layers, tokens and neurons hold a fact, or suggest layers to edit.",
     "stats": "Collect the statistics of a model's keys that methods need, ahead of time.",
     "models": "List the model families that can be edited, or say what was found in one model.",
     "methods": "List the methods and their options.",
