@@ -155,7 +155,7 @@ def test_judging_fields_cannot_spoil_an_edit(file: Path) -> None:
         b"\xef\xbb\xbf" + json.dumps(FRANCE).encode(),
         json.dumps(FRANCE).encode() + b"\r\n",
         b"\n  \r\n" + json.dumps(FRANCE).encode() + b"\n\n",
-        gzip.compress(json.dumps(FRANCE).encode()),
+        gzip.compress(json.dumps(FRANCE).encode(), mtime=0),
     ],
     ids=["bom", "crlf", "blank lines", "gzip by content"],
 )
@@ -180,7 +180,7 @@ def test_a_gz_name_over_plain_text_is_read(tmp_path: Path) -> None:
         ("{}".encode("utf-16"), "edits.jsonl is UTF-16; save it as UTF-8"),
         (b"[" * 100_000, "line 1: not JSON that can be read"),
         (b'{"prompt": "a", "target_new": "\\ud800"}', "line 1: the target holds a broken character"),
-        (gzip.compress(b"x" * 999)[:-9], "edits.jsonl is a damaged or cut-off gzip file"),
+        (gzip.compress(b"x" * 999, mtime=0)[:-9], "edits.jsonl is a damaged or cut-off gzip file"),
         (b"\x1f\x8bnot gzip at all", "edits.jsonl is a damaged or cut-off gzip file"),
     ],
     ids=[

@@ -147,7 +147,7 @@ class _Part(MEMIT):
             factors = super().rule(problem)
         else:
             chosen = self.piece.neurons[problem.layer].nonzero()[:, 0]
-            factors = restricted(problem, self.config.ridge, chosen)
+            factors = restricted(problem, problem.ordinary_keys(self.config.ridge), chosen)
         change = LowRank(factors.U.float(), factors.V.float())
         if problem.path in self.changes:
             both = patch.combine(self.changes[problem.path], change)

@@ -86,7 +86,7 @@ class ECEReleased(MEMIT):
             mass = float(found[chosen].sum() / found.sum().clamp_min(1e-300))
             self._chosen[problem.path] = chosen.cpu()
             self._told.append({"layer": problem.layer, "neurons": int(chosen.sum()), "mass": round(mass, 4)})
-        return restricted(problem, self.config.ridge, self._chosen[problem.path].nonzero()[:, 0])
+        return restricted(problem, problem.ordinary_keys(self.config.ridge), self._chosen[problem.path].nonzero()[:, 0])
 
 
 def scores(problem: Problem, score: Score) -> Float[Tensor, " d_k"]:

@@ -104,6 +104,13 @@ class Problem:
     extra: Any = None
     """What the method's `prepare` found for this projection."""
 
+    def ordinary_keys(self, ridge: float | None) -> float:
+        """lambda, the number of ordinary keys that C stands for: as asked for, else five a fact, 500 at least.
+
+        In proportion, so that a batch of a thousand does not outvote the model's ordinary text.
+        """
+        return max(500.0, 5.0 * self.keys.shape[1]) if ridge is None else ridge
+
 
 def edited_layers(lm: LM, layers: Sequence[int] | None, *, width: int = 5) -> tuple[int, ...]:
     """The layers to edit: those asked for, or `width` of them that end at 0.31 of the depth (9 of SmolLM2-135M's 30).

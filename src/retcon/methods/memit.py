@@ -14,8 +14,9 @@ __all__ = ["MEMIT", "MEMITConfig"]
 class MEMITConfig(LocateAndEditConfig):
     """Options of MEMIT."""
 
-    ridge: float = 500.0
-    """lambda: the number of ordinary keys that C stands for; more protects what is not edited, less meets the edits."""
+    ridge: float | None = None
+    """lambda: the number of ordinary keys that C stands for; more protects what is not edited, less meets the edits. By
+    default five for each fact of the batch, and 500 at least."""
 
 
 class MEMIT(LocateAndEdit):
@@ -36,4 +37,4 @@ class MEMIT(LocateAndEdit):
 
     def rule(self, problem: Problem) -> solve.Factors:
         """R K^T (lambda C + K_p K_p^T + K K^T)^{-1}."""
-        return solve.ridge(problem.keys, problem.residuals, metric(problem, self.config.ridge))
+        return solve.ridge(problem.keys, problem.residuals, metric(problem, problem.ordinary_keys(self.config.ridge)))
