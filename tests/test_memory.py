@@ -14,8 +14,9 @@ def _resident_mb() -> float:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_what_is_freed_goes_back() -> None:
+def test_what_is_freed_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small tensors, every second one kept, so that the allocator keeps the holes between them."""
+    monkeypatch.setattr(memory, "_EVERY", 0.0)
     held = [torch.zeros(25_000) for _ in range(2000)]  # 0.1 MB each
     held = held[::2]
     memory.give_back()
@@ -33,3 +34,12 @@ def test_the_peak_only_grows() -> None:
     second = memory.peak_memory_mb()
     del block
     assert first is None or (second is not None and memory.peak_memory_mb() == second >= first)
+
+
+def test_it_does_nothing_when_it_has_just_been_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[bool] = []
+    monkeypatch.setattr(memory, "_last", 0.0)
+    monkeypatch.setattr("gc.collect", lambda: looked.append(True))
+    memory.give_back()
+    memory.give_back()
+    assert looked == [True]

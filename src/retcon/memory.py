@@ -3,8 +3,13 @@
 import ctypes
 import gc
 import sys
+import time
 
 __all__ = ["give_back", "peak_memory_mb"]
+
+_EVERY = 4.0
+"""Seconds between two times that memory is handed back: looking for cycles takes a third of a second."""
+_last = 0.0
 
 
 def peak_memory_mb() -> float | None:
@@ -21,10 +26,14 @@ def give_back() -> None:
     """Hand freed memory back to the system.
 
     Forwards that end early leave their tensors in reference cycles, and glibc keeps what large tensors of many sizes
-    leave behind.
+    leave behind. Called again within a few seconds, it does nothing.
     """
+    global _last
+    if time.monotonic() - _last < _EVERY:
+        return
     gc.collect()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
         if trim is not None:
             trim(0)
+    _last = time.monotonic()

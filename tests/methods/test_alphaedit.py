@@ -18,7 +18,7 @@ from retcon.patch import Patch
 from retcon.testing import tiny_edits, tiny_model, tiny_tokenizer
 from retcon.testing.checks import difference
 
-QUICK: dict[str, Any] = {"templates": 0, "steps": 5, "layers": (1, 2), "rounds": 1}
+QUICK: dict[str, Any] = {"templates": 0, "steps": 5, "layers": (1, 2), "rounds": 1, "precision": "float32"}
 SENTENCES = (
     "The river is in the north of the country, near the sea.",
     "She was born in a small town by the river, and she worked there for most of her life.",
@@ -91,7 +91,7 @@ def test_without_statistics_every_direction_is_free_and_it_is_memit_without_them
             (MEMIT(MEMITConfig(**QUICK, statistics="none", ridge=3.0)), plain),
         )
     )
-    assert difference(plain_more, more) < 1e-5
+    assert difference(plain_more, more) < 1e-3  # the second search begins where rounding left the first
 
 
 # ------------------------------------------------------------------------------------------- too few tokens

