@@ -101,8 +101,8 @@ class EAMET(LocateAndEdit):
                    + align_mse * sum_j w_j (cos(k_i, k_j) - cos(delta_i, delta_j))^2
 
     over the facts j before i, with P the softmax of the cosines over tau; kl * KL is the essence term of the search.
-    Shifts start along h0, as long as the fact's key, and are kept within `clamp` times that length. Then, layer by
-    layer, the change of MEMIT: share * R K^T (lambda C + K_p K_p^T + K K^T)^{-1}.
+    Shifts start along h0, as long as the fact's key. Then, layer by layer, the solver's change, which is by default
+    MEMIT's: share * R K^T (lambda C + K_p K_p^T + K K^T)^{-1}.
 
     Paper: EAMET, ICLR 2026, arXiv 2505.11876.
     """

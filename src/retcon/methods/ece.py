@@ -15,7 +15,7 @@ from retcon.lm import LM
 from retcon.methods import explained, record, warm
 from retcon.methods.ece_released import neuron_state, restricted
 from retcon.methods.explained import ECEConfig, Piece
-from retcon.methods.family import Problem, edited_layers, search_config
+from retcon.methods.family import Problem, edited_layers, ordinary_keys, search_config
 from retcon.methods.locate_and_edit import edit_layers
 from retcon.methods.memit import MEMIT
 from retcon.patch import LowRank, Patch
@@ -83,10 +83,11 @@ class ECE(MEMIT):
             known = _moments(lm, self.config, plan.pieces)
         # With the state on the model already, what comes next stands on it and must not contain it.
         chain = Patch({}, state.base, (), state.state) if state is not None and on else state
+        config = replace(self.config, ridge=ordinary_keys(self.config.ridge, len(edits)))  # of the whole batch
         changes: dict[str, LowRank] = {}
         infos = []
         for piece, wanted in zip(plan.pieces, found, strict=True):
-            part = _Part(self.config, piece, wanted, known, changes)
+            part = _Part(config, piece, wanted, known, changes)
             chain = edit_layers(part, lm, [edits[i] for i in piece.facts], retain=retain, state=chain, stores=stores)
             infos.append(chain.info)
         assert chain is not None

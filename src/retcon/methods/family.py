@@ -24,6 +24,7 @@ __all__ = [
     "Site",
     "edited_layers",
     "metric",
+    "ordinary_keys",
     "past_keys",
     "search_config",
     "still_held",
@@ -105,11 +106,16 @@ class Problem:
     """What the method's `prepare` found for this projection."""
 
     def ordinary_keys(self, ridge: float | None) -> float:
-        """lambda, the number of ordinary keys that C stands for: as asked for, else five a fact, 500 at least.
+        """lambda, the number of ordinary keys that C stands for; see `ordinary_keys`."""
+        return ordinary_keys(ridge, self.keys.shape[1])
 
-        In proportion, so that a batch of a thousand does not outvote the model's ordinary text.
-        """
-        return max(500.0, 5.0 * self.keys.shape[1]) if ridge is None else ridge
+
+def ordinary_keys(ridge: float | None, facts: int) -> float:
+    """lambda: as asked for, else five ordinary keys for each fact of the batch, and 500 at least.
+
+    In proportion, so that a batch of a thousand does not outvote the model's ordinary text.
+    """
+    return max(500.0, 5.0 * facts) if ridge is None else ridge
 
 
 def edited_layers(lm: LM, layers: Sequence[int] | None, *, width: int = 5) -> tuple[int, ...]:
