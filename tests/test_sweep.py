@@ -46,7 +46,7 @@ def plain(lm: LM, edits: Sequence[Edit], layer: int, top: int, weights: Sequence
             at = tokens.locate_subject(lm, edit.prompt, edit.subject or "", template)
             with (
                 hooks.record({"key": projection}, "input") as inputs,
-                hooks.record({"out": projection, "state": last}, "output") as seen,
+                hooks.record({"out": lm.projection(top), "state": last}, "output") as seen,
             ):
                 model(input_ids=torch.tensor([at.ids]), use_cache=False)
             found.append(hooks.unflattened(inputs["key"], 1)[0, at.site].double())

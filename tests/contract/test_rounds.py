@@ -24,13 +24,12 @@ def _edited(lm: LM, edits: list[Edit], **options: object) -> Patch:
 def test_what_a_stiff_first_round_left_is_written_by_the_second(family: str, tmp_path: Path) -> None:
     lm, edits = LM.wrap(tiny_model(family), tiny_tokenizer()), tiny_edits(2)
     found = {}
-    for rounds in (1, 2, 4):
+    for rounds in (1, 2):
         patch = _edited(lm, edits, rounds=rounds)
         with patch.on(lm.model):
             found[rounds] = float(Trial(MEMIT(), lm, tuple(edits), tmp_path).likelihoods().mean())
         assert all(1 <= fact["rounds"] <= rounds for fact in patch.info["facts"])
     assert found[2] > found[1] + 0.05
-    assert found[4] > found[1] + 0.05
 
 
 def test_facts_that_are_held_are_not_sought_again() -> None:
@@ -48,6 +47,7 @@ def test_evaluations_of_all_rounds_are_counted() -> None:
     assert all(b["rounds"] == 2 and b["evaluations"] > a["evaluations"] for a, b in zip(one, two, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:.*share a key")
 def test_a_later_round_takes_up_the_least_sure_and_no_more_than_its_share() -> None:
     """None of thirteen is ever sure enough; ten are taken up in any case, and above that a share."""
     lm, edits = LM.wrap(tiny_model("llama"), tiny_tokenizer()), tiny_edits(13)

@@ -55,7 +55,8 @@ class Method(Protocol):
     Config: Any
     """Its configuration: a frozen dataclass with a docstring for each field."""
     order_matters: bool
-    """Whether the facts of a batch are edited one after the other; else their order changes nothing."""
+    """Whether the order of a batch's facts changes the result. Such a batch is the fold over its facts, unless the
+    method has `folds = False`: it then looks at earlier facts but writes all together."""
     config: Any
     """The options of this one."""
 

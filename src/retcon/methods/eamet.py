@@ -110,6 +110,8 @@ class EAMET(LocateAndEdit):
     Config: Any = EAMETConfig
     name = "eamet"
     order_matters = True
+    folds: bool = False
+    """Targets depend on those of earlier facts, and all are written together."""
 
     def __init__(self, config: EAMETConfig | None = None) -> None:
         super().__init__(config)
