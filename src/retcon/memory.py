@@ -8,7 +8,7 @@ import time
 __all__ = ["give_back", "peak_memory_mb"]
 
 _EVERY = 4.0
-"""Seconds between two times that memory is handed back: looking for cycles takes a third of a second."""
+"""Seconds between two times that memory is handed back: to look for reference cycles is slow."""
 _last = 0.0
 
 
