@@ -13,7 +13,7 @@ activation.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -21,7 +21,6 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.cache_utils import DynamicCache
 
 from retcon import forward, hooks, progress, tokens
@@ -29,6 +28,7 @@ from retcon.arch import frozen
 from retcon.errors import RequestError, RetconError
 from retcon.lm import LM
 from retcon.locate.facts import Answer, Fact, facts_of
+from retcon.precision import kernels
 from retcon.requests import Edit
 
 __all__ = ["Attributions", "How", "attribute", "top_neurons"]
@@ -234,10 +234,7 @@ def _logprobs(lm: LM, chunk: _Chunk, which: Int[Tensor, " n"]) -> Float[Tensor, 
     """F of the rows `which` (repeats allowed), run with whatever hooks are on."""
     row, place = chunk.asked[which].nonzero(as_tuple=True)
     past = [(keys[which], values[which]) for keys, values in chunk.past]
-    kernel: AbstractContextManager[object] = nullcontext()
-    if lm.device.type == "cpu":  # the flash kernel's backward costs more than plain products there
-        kernel = sdpa_kernel(SDPBackend.MATH)
-    with kernel, forward.gathered_head(lm, row, chunk.predictor[which][row, place]):
+    with kernels(lm), forward.gathered_head(lm, row, chunk.predictor[which][row, place]):
         cache = forward.filled(past) if past else None
         logits: Tensor = forward.call(lm, chunk.ids[which], chunk.mask[which], chunk.positions[which], cache).logits[0]
     wide = logits if logits.dtype == torch.float64 else logits.float()

@@ -13,7 +13,7 @@ from retcon import solve
 from retcon.errors import RetconError
 from retcon.lm import LM
 from retcon.locate.attribution import top_neurons
-from retcon.methods.family import Problem
+from retcon.methods.family import Problem, cost
 from retcon.methods.locate_and_edit import edit_layers
 from retcon.methods.memit import MEMIT, MEMITConfig
 from retcon.patch import Patch
@@ -108,13 +108,8 @@ def scores(problem: Problem, score: Score) -> Float[Tensor, " d_k"]:
 
 def restricted(problem: Problem, weight: float, chosen: Int[Tensor, " m"]) -> solve.Factors:
     """The ridge of MEMIT with `weight * C + past keys` as its metric, on the chosen neurons alone."""
-    width, device = problem.keys.shape[0], problem.keys.device
-    if problem.moments is None:
-        second = torch.eye(width, dtype=torch.float64, device=device)
-    else:
-        second = solve.shrunk(problem.moments.second, problem.moments.count).to(device)
-    matrix = weight * second + problem.past @ problem.past.T
-    return solve.restricted_ridge(problem.keys, problem.residuals, matrix, chosen.to(device))
+    chosen = chosen.to(problem.keys.device)
+    return solve.restricted_ridge(problem.keys, problem.residuals, cost(problem, weight), chosen)
 
 
 def neuron_state(

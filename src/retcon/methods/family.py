@@ -22,6 +22,7 @@ __all__ = [
     "LocateAndEditConfig",
     "Problem",
     "Site",
+    "cost",
     "edited_layers",
     "metric",
     "ordinary_keys",
@@ -145,12 +146,17 @@ def search_config(config: LocateAndEditConfig, layer: int, site: Site) -> Search
 
 def metric(problem: Problem, weight: float) -> solve.Metric:
     """`weight * C + past keys`, factored; C = I where there are no statistics."""
+    return solve.cholesky(cost(problem, weight))
+
+
+def cost(problem: Problem, weight: float) -> Float[Tensor, "d_k d_k"]:
+    """`weight * C + past keys`: what each direction of a key costs; C = I where there are no statistics."""
     width = problem.keys.shape[0]
     if problem.moments is None:
         second = torch.eye(width, dtype=torch.float64, device=problem.keys.device)
     else:
         second = solve.shrunk(problem.moments.second, problem.moments.count).to(problem.keys.device)
-    return solve.cholesky(weight * second + problem.past @ problem.past.T)
+    return weight * second + problem.past @ problem.past.T
 
 
 def past_keys(state: Patch | None, path: str, lm: LM) -> Float[Tensor, "d_k n"]:

@@ -4,25 +4,22 @@ One forward and one backward for each edit, packed; no weight gets a gradient.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from retcon import forward, hooks, tokens
 from retcon.arch import frozen
 from retcon.lm import LM
 from retcon.patch.base import projection
+from retcon.precision import Precision, autocast, kernels
 from retcon.requests import Edit
 
-__all__ = ["Answers", "Precision", "read_answers"]
-
-Precision = Literal["float32", "bfloat16"]
+__all__ = ["Answers", "read_answers"]
 
 
 @dataclass(slots=True)
@@ -75,7 +72,7 @@ def read_answers(
     first = [0, *torch.bincount(found.owner).cumsum(0).tolist()]
     lengths = [len(row) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: (lengths[i], i))
-    with frozen(lm.model), _autocast(lm, precision), _kernels(lm):
+    with frozen(lm.model), autocast(lm, precision), kernels(lm):
         for batch in forward.batches(order, lengths, batch_tokens):
             aligned = forward.align([rows[i] for i in batch], [0] * len(batch), lm.device)
             at = [(r, len(prompts[i]) - 1 + t) for r, i in enumerate(batch) for t in range(len(targets[i]))]
@@ -139,15 +136,3 @@ def _read_batch(
         states = hooks.unflattened(seen[path].detach(), len(aligned))
         found.inputs[path][place] = states[rows.to(states.device), columns.to(states.device)].to(found.losses)
         found.gradients[path][place] = slope.to(found.losses) / scale
-
-
-def _autocast(lm: LM, precision: Precision) -> AbstractContextManager[object]:
-    """Matrix products in bfloat16 where that is asked for and the model is fp32."""
-    if precision == "bfloat16" and lm.dtype == torch.float32:
-        return torch.autocast(lm.device.type, torch.bfloat16)
-    return nullcontext()
-
-
-def _kernels(lm: LM) -> AbstractContextManager[object]:
-    """On a CPU, attention by plain products: the flash kernel's backward costs more."""
-    return sdpa_kernel(SDPBackend.MATH) if lm.device.type == "cpu" else nullcontext()

@@ -15,10 +15,11 @@ from retcon import patch, progress, solve
 from retcon.errors import PatchError, RetconError, RetconWarning, UnsupportedModel
 from retcon.lm import LM
 from retcon.methods.family import edited_layers
-from retcon.methods.gradients import Answers, Precision, read_answers
+from retcon.methods.gradients import Answers, read_answers
 from retcon.methods.record import as_patch, joined
 from retcon.patch import LowRank, Patch
 from retcon.patch.base import projection
+from retcon.precision import Precision
 from retcon.requests import Edit
 from retcon.targets import Store
 

@@ -14,10 +14,11 @@ from retcon import forward, hooks
 from retcon.errors import RequestError
 from retcon.forward import Aligned
 from retcon.lm import LM
+from retcon.precision import autocast, kernels
 from retcon.values.chunks import Chunk, Past, cut, made
 from retcon.values.config import Path, SearchConfig
 from retcon.values.loss import shifted_logits
-from retcon.values.precision import autocast, held, kernels
+from retcon.values.precision import held
 from retcon.values.rows import Row
 from retcon.values.sites import first_block, joined, no_shift, site_modules
 
@@ -151,7 +152,7 @@ def _run_before(lm: LM, rows: Aligned, states: Tensor, past: Past, config: Searc
     width = rows.mask.shape[1] - rows.width + split
     cache = forward.filled(past) if past else DynamicCache()
     with (
-        autocast(lm, config),
+        autocast(lm, config.precision),
         forward.entered_at(lm, first, states[:, :split]),
         hooks.record({last: lm.module(last)}, "output", stop_after=last),
         hooks.stoppable(),

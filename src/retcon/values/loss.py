@@ -12,9 +12,9 @@ from torch import Tensor
 
 from retcon import forward, hooks
 from retcon.lm import LM
+from retcon.precision import autocast, kernels
 from retcon.values.chunks import Chunk
 from retcon.values.config import SearchConfig
-from retcon.values.precision import autocast, kernels
 from retcon.values.sites import first_block, parted, site_modules
 
 __all__ = ["Evaluation", "evaluate", "shifted_logits"]
@@ -91,7 +91,7 @@ def shifted_logits(
         for path, change in changes.items():
             stack.enter_context(hooks.rewritten(lm.module(path), change))
         stack.enter_context(forward.gathered_head(lm, rows, columns))
-        stack.enter_context(autocast(lm, config))
+        stack.enter_context(autocast(lm, config.precision))
         stack.enter_context(kernels(lm))
         cache = forward.filled(chunk.past) if chunk.past else None
         logits: Tensor = forward.call(lm, chunk.ids, chunk.mask, chunk.positions, cache).logits[0]
