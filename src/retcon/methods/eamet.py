@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -14,7 +14,7 @@ from retcon.lm import LM
 from retcon.methods.alignment import Alignment, Terms, misalignment, unit
 from retcon.methods.alphaedit import AlphaEdit
 from retcon.methods.family import LocateAndEditConfig, Problem
-from retcon.methods.locate_and_edit import LocateAndEdit, edit_layers
+from retcon.methods.locate_and_edit import LocateAndEdit
 from retcon.methods.memit import MEMIT
 from retcon.patch import LowRank, Patch
 from retcon.requests import Edit
@@ -121,20 +121,15 @@ class EAMET(LocateAndEdit):
         self._solver: LocateAndEdit = kind(kind.Config(**shared))
         self._call = _Call()
 
-    def edit(
-        self,
-        lm: LM,
-        edits: Sequence[Edit],
-        *,
-        retain: Sequence[str] = (),
-        state: Patch | None = None,
-        stores: Sequence[Store] = (),
-    ) -> Patch:
-        """As `LocateAndEdit.edit`; the patch's info says how misaligned the targets are."""
-        one = copy.copy(self)  # a method holds options only: what this call finds out is kept apart
+    def begun(self) -> Self:
+        """A copy with room for the misalignment."""
+        one = copy.copy(self)
         one._call = _Call()
-        made = edit_layers(one, lm, edits, retain=retain, state=state, stores=stores)
-        return replace(made, info=_told(made.info, one._call.misalignment, self.config.temperature))
+        return one
+
+    def finished(self, made: Patch) -> Patch:
+        """The patch, whose info says how misaligned the targets are."""
+        return replace(made, info=_told(made.info, self._call.misalignment, self.config.temperature))
 
     def prepare(
         self,

@@ -1,8 +1,7 @@
 """ECE as the paper describes it, in our reconstruction: explain, cluster, edit (doi 10.1145/3696410.3714835)."""
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from typing import Any
 
@@ -16,7 +15,7 @@ from retcon.methods import explained, record, warm
 from retcon.methods.ece_released import neuron_state, restricted
 from retcon.methods.explained import ECEConfig, Piece
 from retcon.methods.family import Problem, edited_layers, ordinary_keys, search_config
-from retcon.methods.locate_and_edit import edit_layers
+from retcon.methods.locate_and_edit import edit_layers, moments
 from retcon.methods.memit import MEMIT
 from retcon.patch import LowRank, Patch
 from retcon.requests import Edit
@@ -70,17 +69,17 @@ class ECE(MEMIT):
         _check(lm, self.config)
         seconds = dict.fromkeys(("statistics", "attribution", "targets", "solve"), 0.0)
         on = state is not None and state.id in {item.id for item in patch.active(lm.model)}
-        with _timed(seconds, "targets"):
+        with record.timed(seconds, "targets"):
             texts = ("", *self.texts(lm))  # before the state is on: the unedited model writes them
         with ExitStack() as stack:
             if state is not None and not on:
                 stack.enter_context(state.on(lm.model))
-            with _timed(seconds, "attribution"):
+            with record.timed(seconds, "attribution"):
                 plan = explained.plan(lm, edits, self.config, self.layers(lm))
-            with _timed(seconds, "targets"):
+            with record.timed(seconds, "targets"):
                 found, cached = _sought(lm, edits, self.config, plan.pieces, texts, stores)
-        with _timed(seconds, "statistics"):
-            known = _moments(lm, self.config, plan.pieces)
+        with record.timed(seconds, "statistics"):
+            known = moments(lm, [lm.arch.mlp_out[layer] for layer in _edited(plan.pieces)], self.config)
         # With the state on the model already, what comes next stands on it and must not contain it.
         chain = Patch({}, state.base, (), state.state) if state is not None and on else state
         config = replace(self.config, ridge=ordinary_keys(self.config.ridge, len(edits)))  # of the whole batch
@@ -172,12 +171,9 @@ def _check(lm: LM, config: ECEConfig) -> None:
         raise RetconError("in this model each layer seeks its own targets, which cannot start together; warm_start=0")
 
 
-def _moments(lm: LM, config: ECEConfig, pieces: Sequence[Piece]) -> dict[str, stats.Moments]:
-    """Statistics of all layers that any cluster edits."""
-    if config.statistics == "none":
-        return {}
-    paths = [lm.arch.mlp_out[layer] for layer in sorted({layer for piece in pieces for layer in piece.layers})]
-    return stats.moments(lm, paths, config.statistics, tokens_wanted=config.statistics_tokens, seed=config.seed)
+def _edited(pieces: Sequence[Piece]) -> list[int]:
+    """All layers that any cluster edits."""
+    return sorted({layer for piece in pieces for layer in piece.layers})
 
 
 def _sought(
@@ -283,12 +279,3 @@ def _passes(pieces: Sequence[Piece], found: Sequence[Found], config: ECEConfig) 
         cut = [part[at : at + most] for part in parts for at in range(0, len(part), most)]
         passes[name] = sum(max(single[i] for i in part) for part in cut)
     return passes | {"made": passes["clusters" if config.warm_start else config.batches]}
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds[phase] += time.perf_counter() - start

@@ -1,9 +1,9 @@
 """ECE as its code was released: MEMIT on the neurons that matter to a batch (doi 10.1145/3696410.3714835)."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,15 +11,11 @@ from torch import Tensor
 
 from retcon import solve
 from retcon.errors import RetconError
-from retcon.lm import LM
 from retcon.locate.attribution import top_neurons
 from retcon.methods.family import Problem, cost
-from retcon.methods.locate_and_edit import edit_layers
 from retcon.methods.memit import MEMIT, MEMITConfig
 from retcon.patch import Patch
 from retcon.patch.base import projection, readable_weight
-from retcon.requests import Edit
-from retcon.targets import Store
 
 __all__ = ["ECEReleased", "ECEReleasedConfig", "Score", "neuron_state", "restricted", "scores"]
 
@@ -58,23 +54,18 @@ class ECEReleased(MEMIT):
         self._chosen: dict[str, Tensor] = {}
         self._told: list[dict[str, Any]] = []
 
-    def edit(
-        self,
-        lm: LM,
-        edits: Sequence[Edit],
-        *,
-        retain: Sequence[str] = (),
-        state: Patch | None = None,
-        stores: Sequence[Store] = (),
-    ) -> Patch:
-        """As `LocateAndEdit.edit`; which neurons were chosen is in the patch."""
-        one = copy.copy(self)  # a method holds options only: what this call finds out is kept apart
+    def begun(self) -> Self:
+        """A copy with room for the neurons chosen."""
+        one = copy.copy(self)
         one._chosen, one._told = {}, []
-        made = edit_layers(one, lm, edits, retain=retain, state=state, stores=stores)
+        return one
+
+    def finished(self, made: Patch) -> Patch:
+        """The patch, with the neurons that were chosen."""
         if self.config.p >= 1:
             return made
-        marks = neuron_state(made.state, {path: neurons[:, None] for path, neurons in one._chosen.items()})
-        return replace(made, state={**made.state, **marks}, info={**made.info, "selection": one._told})
+        marks = neuron_state(made.state, {path: neurons[:, None] for path, neurons in self._chosen.items()})
+        return replace(made, state={**made.state, **marks}, info={**made.info, "selection": self._told})
 
     def rule(self, problem: Problem) -> solve.Factors:
         """MEMIT's ridge on the chosen neurons."""

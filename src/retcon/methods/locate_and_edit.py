@@ -5,12 +5,12 @@ factors of the change. Everything else is here, once.
 """
 
 import math
-import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -36,13 +36,13 @@ from retcon.sweep import Reading, Sweep
 from retcon.targets import Store
 from retcon.values import Found, SearchConfig
 
-__all__ = ["LocateAndEdit", "edit_layers", "residuals"]
+__all__ = ["LocateAndEdit", "edit_layers", "moments", "residuals"]
 
 _TAKEN_UP = 10
 """Facts that a later round takes up in any case."""
 
 
-class LocateAndEdit:
+class LocateAndEdit(ABC):
     """A method of the family: its configuration, and its rule for one layer. The rest has defaults to override."""
 
     Config: Any = LocateAndEditConfig
@@ -82,11 +82,20 @@ class LocateAndEdit:
             RequestError: an edit has no subject.
             RetconError: there is no edit, or the layers are not there.
         """
-        return edit_layers(self, lm, edits, retain=retain, state=state, stores=stores)
+        one = self.begun()
+        return one.finished(edit_layers(one, lm, edits, retain=retain, state=state, stores=stores))
 
+    @abstractmethod
     def rule(self, problem: Problem) -> solve.Factors:
         """The change of one projection, from the keys and the residuals of all facts."""
-        raise NotImplementedError
+
+    def begun(self) -> Self:
+        """The method for one call: a copy, where it keeps what the call finds out; a method holds options only."""
+        return self
+
+    def finished(self, made: Patch) -> Patch:
+        """The patch with what the call found out besides."""
+        return made
 
     def layers(self, lm: LM) -> tuple[int, ...]:
         """The layers to edit, from below."""
@@ -151,7 +160,7 @@ def edit_layers(
     paths = [lm.arch.mlp_out[layer] for layer in layers]
     with ExitStack() as stack:
         with run.timed("statistics"):
-            known = _moments(lm, paths, config)
+            known = moments(lm, paths, config)
             extra = method.prepare(lm, paths, known, retain, run.notes)
         with run.timed("targets"):
             texts = ("", *method.texts(lm))  # before the state is on: the unedited model writes them
@@ -177,14 +186,9 @@ class _Run:
     facts: list[dict[str, Any]] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
 
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
+    def timed(self, phase: str) -> AbstractContextManager[None]:
         """Add the time spent in the block to a phase."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+        return record.timed(self.seconds, phase)
 
 
 @dataclass(slots=True)
@@ -304,7 +308,8 @@ class _Batch:
         return LowRank(factors.U.float(), factors.V.float())
 
 
-def _moments(lm: LM, paths: Sequence[str], config: LocateAndEditConfig) -> dict[str, stats.Moments]:
+def moments(lm: LM, paths: Sequence[str], config: LocateAndEditConfig) -> dict[str, stats.Moments]:
+    """The statistics of the projections at `paths`; none where C = I."""
     if config.statistics == "none":
         return {}
     return stats.moments(lm, paths, config.statistics, tokens_wanted=config.statistics_tokens, seed=config.seed)

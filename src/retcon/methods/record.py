@@ -1,7 +1,9 @@
 """What a method hands back: its changes as a patch that says how they were made."""
 
 import platform
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -13,7 +15,7 @@ from retcon.lm import LM
 from retcon.patch import Entry, Patch, Step
 from retcon.requests import Edit, to_dict
 
-__all__ = ["as_patch", "joined"]
+__all__ = ["as_patch", "joined", "timed"]
 
 
 def as_patch(
@@ -71,3 +73,13 @@ def joined(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "targets_cached": sum(info["targets_cached"] for info in infos),
         "facts": [fact for info in infos for fact in info["facts"]],
     }
+
+
+@contextmanager
+def timed(seconds: MutableMapping[str, float], phase: str) -> Iterator[None]:
+    """Add the time spent in the block to a phase."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - start
