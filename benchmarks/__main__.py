@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks import common, costs, methods, quality, speed, table
+from benchmarks import common, costs, eamet, ece, many, methods, quality, speed, table
 
 MEASUREMENTS: dict[str, Callable[[], None]] = {
     "quality_memit_100": quality.hundred,
@@ -16,6 +16,9 @@ MEASUREMENTS: dict[str, Callable[[], None]] = {
     "cost_statistics": costs.statistics,
     "cost_evaluation": costs.evaluation,
     **methods.cells(),
+    **ece.cells(),
+    **eamet.cells(),
+    **many.cells(),
 }
 
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from retcon import storage
-from retcon.evaluate import provenance
+from retcon import forward, storage, tokens
+from retcon.evaluate import Report, provenance
 from retcon.lm import LM
 from retcon.methods import METHODS, Method
-from retcon.requests import Case, load_cases
+from retcon.patch import Patch
+from retcon.requests import Case, Edit, load_cases
 from retcon.targets import Store
 
 __all__ = [
@@ -26,11 +27,16 @@ __all__ = [
     "TEXT",
     "cases",
     "configured",
+    "held",
     "keep",
     "kept",
     "mean",
+    "notes",
+    "reached",
     "say",
+    "store",
     "timed",
+    "work",
 ]
 
 RESULTS = Path(__file__).parent / "results"
@@ -46,16 +52,44 @@ def cases(n: int, start: int = 0) -> list[Case]:
     return list(load_cases(COUNTERFACT, conflicts="last", limit=start + n).items[start:])
 
 
-def configured(name: str) -> Method:
-    """The method with its defaults, and statistics from the shared text."""
+def configured(name: str, **options: Any) -> Method:
+    """The method with its defaults but for `options`, and statistics from the shared text."""
     kind = METHODS[name]
     known = kind.Config.__dataclass_fields__
-    return kind(kind.Config(**({"statistics": str(STATISTICS)} if "statistics" in known else {})))
+    return kind(kind.Config(**({"statistics": str(STATISTICS)} if "statistics" in known else {}), **options))
 
 
 def store() -> Store:
     """Where measurements that are not timed share found targets."""
     return Store(storage.cache_dir() / "benchmark-targets.sqlite")
+
+
+def reached(report: Report) -> dict[str, Any]:
+    """What an evaluation found, as it is kept."""
+    return {
+        "judged": report.n,
+        "after": report.metrics,
+        "intervals": report.intervals,
+        "before": report.before,
+    }
+
+
+def notes(patch: Patch) -> dict[str, Any]:
+    """What a method tells of a whole batch, without the record of each fact."""
+    left_out = ("facts", "labels", "seconds", "n")
+    return {key: value for key, value in patch.info.items() if key not in left_out}
+
+
+def work(name: str) -> Path:
+    """A folder in which a long measurement keeps how far it has come."""
+    return storage.cache_dir("benchmark-runs") / name
+
+
+def held(lm: LM, edits: Sequence[Edit], patch: Patch) -> list[bool]:
+    """Which facts the edited model answers with every token of the target, asked under the bare prompt."""
+    items = [(tokens.encode(lm, edit.text), [tokens.target_ids(lm, edit.text, edit.target)]) for edit in edits]
+    with patch.on(lm.model):
+        return [all(found[0].hits) for found in forward.score(lm, items)]
 
 
 def say(text: str) -> None:

@@ -37,13 +37,10 @@ def batch(name: str, dataset: str, n: int) -> None:
         "method": name,
         "set": dataset,
         "n": len(cases),
-        "judged": report.n,
-        "after": report.metrics,
-        "intervals": report.intervals,
-        "before": report.before,
+        **common.reached(report),
         "peak_memory_mb": peak,
         "patch_bytes": patch.size_bytes,
-        "notes": {key: value for key, value in patch.info.items() if key not in ("facts", "seconds", "n")},
+        "notes": common.notes(patch),
         "config": asdict(method.config),
     }
     common.keep(f"methods/{dataset}_{n}_{name}", figures, lm)

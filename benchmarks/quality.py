@@ -12,6 +12,9 @@ from retcon.requests import Case
 
 SINGLES = 50
 PERPLEXITY_ON = 5
+VARIED = 100
+TUNING = 2000
+"""Where the facts begin that options are chosen on; they are not among those that are reported elsewhere."""
 METRICS = (
     "efficacy",
     "efficacy_prob",
@@ -35,10 +38,7 @@ def judge(lm: LM, method: Method, patch: Patch, cases: list[Case], sample: int |
     figures = {
         "method": method.name,
         "n": n,
-        "judged": report.n,
-        "after": report.metrics,
-        "intervals": report.intervals,
-        "before": report.before,
+        **common.reached(report),
         "seconds": {**seconds, "evaluation": round(report.seconds, 1)},
         "seconds_per_edit": round((seconds["targets"] + seconds["solve"]) / n, 3),
         "evaluations_mean": common.mean([fact["evaluations"] for fact in facts]),
@@ -55,6 +55,24 @@ def hundred() -> None:
     cases = common.cases(100)
     method = common.configured("memit")
     judge(lm, method, method.edit(lm, [case.edit for case in cases]), cases, None, made_by="quality_memit_100")
+
+
+def variant(result: str, name: str, options: dict[str, Any]) -> None:
+    """One row of an ablation: a method with other options than its own, on facts that no other figure is taken on."""
+    lm, method = LM.load(common.MODEL), common.configured(name, **options)
+    cases = common.cases(VARIED, TUNING)
+    patch = method.edit(lm, [case.edit for case in cases], stores=[common.store()])
+    report = evaluate(lm, cases, patch=patch, metrics=METRICS, text=common.TEXT)
+    figures = {
+        "method": name,
+        "options": options,
+        "n": len(cases),
+        "first_fact": TUNING,
+        **common.reached(report),
+        "notes": common.notes(patch),
+        "seconds": patch.info["seconds"],
+    }
+    common.keep(result, figures, lm)
 
 
 def single(name: str, *, result: str | None = None) -> None:

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 
 from benchmarks import common, quality
-from retcon import forward, templates, tokens, values
+from retcon import templates, values
 from retcon.lm import LM
 from retcon.memory import peak_memory_mb
 from retcon.methods.family import edited_layers, search_config
 from retcon.methods.memit import MEMIT, MEMITConfig
-from retcon.patch import Patch
 from retcon.requests import Edit
 from retcon.testing.reference import search_one
 from retcon.values import SearchConfig
@@ -62,7 +61,7 @@ def search() -> None:
             "seconds": part,
             "times_faster": round(figures["plain_seconds_per_fact"] / cost, 1),
             "evaluations": common.mean([fact["evaluations"] for fact in patch.info["facts"]]),
-            "efficacy": _efficacy(lm, edits, patch),
+            "efficacy": common.mean(common.held(lm, edits, patch)),
         }
         common.say(f"{label}: {figures[label]}")
     alike = values.search(lm, [edits[i] for i in sample], plain, texts)
@@ -76,12 +75,6 @@ def search() -> None:
     figures["floor"] = _floor(lm, edits, texts, search_config(ours, layer, "layer_out"), figures)
     figures["config"] = asdict(ours)
     common.keep("speed_search", figures, lm)
-
-
-def _efficacy(lm: LM, edits: list[Edit], patch: Patch) -> float:
-    items = [(tokens.encode(lm, edit.text), [tokens.target_ids(lm, edit.text, edit.target)]) for edit in edits]
-    with patch.on(lm.model):
-        return common.mean([all(found[0].hits) for found in forward.score(lm, items)])
 
 
 def _rates() -> dict[str, float]:

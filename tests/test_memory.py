@@ -1,5 +1,6 @@
 """What is freed goes back to the system, and the peak only grows."""
 
+import os
 import sys
 
 import pytest
@@ -43,3 +44,11 @@ def test_it_does_nothing_when_it_has_just_been_called(monkeypatch: pytest.Monkey
     memory.give_back()
     memory.give_back()
     assert looked == [True]
+
+
+def test_the_users_own_bound_on_kernels_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
+    monkeypatch.delenv("LRU_CACHE_CAPACITY", raising=False)
+    memory.bound_kernel_caches()
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"
+    assert os.environ["LRU_CACHE_CAPACITY"] == "16"

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from retcon import arch, storage
+from retcon import arch, memory, storage
 from retcon.arch import Architecture
 from retcon.errors import RetconError
 
@@ -74,6 +74,7 @@ class LM:
         """
         if dtype not in _DTYPES:
             raise RetconError(f"dtype {dtype!r} is not known; use one of {', '.join(_DTYPES)}")
+        memory.bound_kernel_caches()
         try:
             place = _resolve(name)
             model: Any = AutoModelForCausalLM.from_pretrained(
@@ -92,6 +93,7 @@ class LM:
         cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str | None = None, chat: bool = False
     ) -> "LM":
         """Wrap a model and tokenizer that are already in memory; neither is changed."""
+        memory.bound_kernel_caches()
         where = name or str(getattr(model, "name_or_path", "") or model.config.model_type)
         source = Path(where) if os.path.isdir(where) else None
         commit = getattr(model.config, "_commit_hash", None)

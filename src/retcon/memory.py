@@ -2,14 +2,27 @@
 
 import ctypes
 import gc
+import os
 import sys
 import time
 
-__all__ = ["give_back", "peak_memory_mb"]
+__all__ = ["bound_kernel_caches", "give_back", "peak_memory_mb"]
 
 _EVERY = 4.0
 """Seconds between two times that memory is handed back: to look for reference cycles is slow."""
 _last = 0.0
+_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "16"}
+"""Kernels kept by oneDNN itself, and by the layer between it and torch."""
+
+
+def bound_kernel_caches() -> None:
+    """Keep few compiled kernels of oneDNN, unless the user has set how many.
+
+    It compiles one for each shape that it meets, and keeps 1,024 of them: 25 MB for every fifty facts that are
+    searched. Few shapes ever come back, so keeping fewer costs no time. Read once, at the process's first product.
+    """
+    for name, capacity in _KERNELS.items():
+        os.environ.setdefault(name, capacity)
 
 
 def peak_memory_mb() -> float | None:

@@ -1,0 +1,99 @@
+"""Many edits: a thousand in batches one after the other, and thousands at once. Both go on where they were stopped."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from benchmarks import common, quality
+from retcon import storage
+from retcon.evaluate import evaluate
+from retcon.lm import LM
+from retcon.memory import peak_memory_mb
+from retcon.patch import Patch
+from retcon.requests import load_cases
+
+TEN_THOUSAND = common.DATA / "editing" / "counterfact_10k.jsonl.gz"
+FACTS, BATCH = 1000, 100
+SEQUENTIAL = ("memit", "alphaedit", "ece", "eamet", "ultraedit")
+SCALE = {"memit": 10_000, "ultraedit": 10_000, "eamet": 3_000, "alphaedit": 3_000}
+JUDGED = 200
+JUDGED_AT_SCALE = 500
+
+
+def sequence(name: str) -> None:
+    """A thousand facts in batches of a hundred; after each batch, how many of all facts so far are still held."""
+    lm, method = LM.load(common.MODEL), common.configured(name)
+    cases = common.cases(FACTS)
+    edits = [case.edit for case in cases]
+    folder = common.work(f"sequence_{name}")
+    patch: Patch | None = None
+    curve: list[dict[str, Any]] = []
+    for step in range(-(-len(edits) // BATCH)):
+        here, told = folder / f"{step}", folder / f"{step}.json"
+        if told.is_file():
+            patch = Patch.load(here)
+            curve.append(json.loads(told.read_text(encoding="utf-8")))
+            continue
+        stop = min((step + 1) * BATCH, len(edits))
+        patch = method.edit(lm, edits[step * BATCH : stop], state=patch)
+        held = common.held(lm, edits[:stop], patch)
+        curve.append({
+            "facts": stop,
+            "efficacy": common.mean(held),
+            "efficacy_by_batch": [common.mean(held[at : at + BATCH]) for at in range(0, stop, BATCH)],
+            "seconds": patch.info["seconds"],
+        })  # fmt: skip
+        patch.save(here)
+        storage.write_json(told, curve[-1])
+        common.say(f"{name} {stop}: {curve[-1]['efficacy']:.3f} of all facts so far")
+    assert patch is not None
+    report = evaluate(lm, cases, patch=patch, metrics=quality.METRICS, text=common.TEXT, sample=JUDGED)
+    spent = [part["seconds"]["targets"] + part["seconds"]["solve"] for part in curve]
+    figures = {
+        "method": name,
+        "n": len(edits),
+        "batch": BATCH,
+        "efficacy_of_all": curve[-1]["efficacy"],
+        **common.reached(report),
+        "retention": curve,
+        "seconds_per_edit": round(sum(spent) / len(edits), 3),
+        "patch_bytes": patch.size_bytes,
+        "config": asdict(method.config),
+    }
+    common.keep(f"sequential/{name}", figures, lm)
+
+
+def scale(name: str, n: int) -> None:
+    """Thousands of facts in one batch, judged on a seeded sample."""
+    lm, method = LM.load(common.MODEL), common.configured(name)
+    cases = list(load_cases(TEN_THOUSAND, limit=n).items)
+    edits = [case.edit for case in cases]
+    folder = common.work(f"scale_{name}_{n}") / "patch"
+    if folder.exists():
+        patch = Patch.load(folder)
+    else:
+        patch = method.edit(lm, edits, stores=[common.store()])
+        patch.save(folder)
+    held = common.held(lm, edits, patch)
+    report = evaluate(lm, cases, patch=patch, metrics=quality.METRICS, text=common.TEXT, sample=JUDGED_AT_SCALE)
+    figures = {
+        "method": name,
+        "n": n,
+        "efficacy_of_all": common.mean(held),
+        **common.reached(report),
+        "seconds": patch.info["seconds"],
+        "targets_cached": patch.info.get("targets_cached", 0),
+        "peak_memory_mb": peak_memory_mb(),
+        "patch_bytes": patch.size_bytes,
+        "key_width": lm.arch.d_mlp,
+        "config": asdict(method.config),
+    }
+    common.keep(f"scale/{name}_{n}", figures, lm)
+
+
+def cells() -> dict[str, Callable[[], None]]:
+    """All cells by the name of their result."""
+    found: dict[str, Callable[[], None]] = {f"sequential/{name}": partial(sequence, name) for name in SEQUENTIAL}
+    return found | {f"scale/{name}_{n}": partial(scale, name, n) for name, n in SCALE.items()}
