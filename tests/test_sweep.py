@@ -109,7 +109,7 @@ def test_rows_that_are_not_kept_run_anew(
     with lm.module(lm.arch.attn_out[0]).register_forward_hook(lambda *_: ran.append(0)):
         for ours, theirs in zip(swept(lm, edits), wanted, strict=True):
             agree(ours, theirs)
-    assert len(ran) == 4 * 2  # four readings of the bare rows and of the others, each from the ids
+    assert len(ran) == 4 * 4  # four readings, each from the ids: bare rows, a common start, its rows, the other rows
 
 
 def test_kept_rows_start_at_the_layer_that_was_read_last(tiny_lm: Tiny) -> None:
@@ -198,3 +198,24 @@ def test_a_sweep_leaves_no_trace_whatever_happens(tiny_lm: Tiny, traces: Traces,
     with pytest.raises(KeyError, match="meanwhile"):
         fail()
     assert traces(lm.model) == before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_start_that_rows_share_is_run_once(tiny_lm: Tiny, family: str) -> None:
+    """And nothing is read but what comes without sharing."""
+    lm, edits = tiny_lm(family), tiny_edits(6)
+    templates = ("", "Because I am in the city. ")
+    ran: list[int] = []
+    with Sweep(lm, edits, templates, [1]) as run, lm.block(0).register_forward_hook(lambda *_: ran.append(1)):
+        shared = run.read(1, 2)
+        assert len(ran) == 3
+        start = next(chunk for chunk in run._chunks if chunk.kind == "start")
+        assert start.rows.width >= sweep._SHARED_TOKENS
+    one_by_one = []
+    for edit in edits:
+        with Sweep(lm, [edit], templates, [1]) as run:
+            assert all(chunk.kind != "start" for chunk in run._chunks)
+            one_by_one.append(run.read(1, 2))
+    for name in ("keys", "bare_keys", "outputs", "states"):
+        alone = torch.cat([getattr(reading, name) for reading in one_by_one])
+        assert (getattr(shared, name) - alone).norm() <= 1e-4 * alone.norm(), name

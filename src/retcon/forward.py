@@ -35,6 +35,7 @@ __all__ = [
     "greedy",
     "sample",
     "score",
+    "with_placeholders",
 ]
 
 
@@ -157,6 +158,12 @@ def filled(layers: Sequence[tuple[Tensor, Tensor]]) -> DynamicCache:
         layer: Any = cache.layers[index]
         layer.keys, layer.values = keys, values
     return cache
+
+
+def with_placeholders(run: Sequence[tuple[Tensor, Tensor]], first: int) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of blocks `first` and up, with others below them of the right shape, and without memory."""
+    keys, values = (x.new_zeros(1).expand(x.shape) for x in run[0])
+    return [(keys, values)] * first + list(run)
 
 
 _CACHE_SHARE = 12

@@ -1,13 +1,14 @@
 """From text to token ids: one place for the BOS policy, the subject's last token and the target's ids."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from retcon.errors import RequestError
 from retcon.lm import LM
 
-__all__ = ["Located", "decode", "encode", "locate_subject", "special_ids", "target_ids"]
+__all__ = ["Located", "Sited", "common_start", "decode", "encode", "locate_subject", "special_ids", "target_ids"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,27 @@ class Located:
 
     ids: list[int]
     site: int
+
+
+class Sited(Protocol):
+    """Ids, and the index of a token among them: `Located`, and whatever holds as much."""
+
+    @property
+    def ids(self) -> list[int]:
+        """The ids."""
+
+    @property
+    def site(self) -> int:
+        """The index."""
+
+
+def common_start(rows: Sequence[Sited]) -> int:
+    """How many first tokens all rows share, all of them before any row's site."""
+    length = min(row.site for row in rows)
+    for row in rows:
+        same = (a == b for a, b in zip(row.ids[:length], rows[0].ids, strict=False))
+        length = next((k for k, equal in enumerate(same) if not equal), length)
+    return length
 
 
 def special_ids(lm: LM) -> tuple[list[int], list[int]]:

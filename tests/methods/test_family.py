@@ -189,16 +189,17 @@ def test_a_target_that_is_met_is_not_written(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("depth", "layers"),
-    [(1, (0,)), (2, (1,)), (4, (1,)), (12, (1, 2, 3)), (30, (5, 6, 7, 8, 9)), (48, (11, 12, 13, 14, 15))],
+    ("depth", "first", "last"),
+    [(1, 0, 0), (2, 1, 1), (4, 1, 1), (12, 1, 3), (30, 1, 9), (48, 2, 15)],
 )
-def test_the_window_ends_at_a_third_of_the_depth(depth: int, layers: tuple[int, ...]) -> None:
+def test_the_window_ends_at_a_third_of_the_depth(depth: int, first: int, last: int) -> None:
     class Shallow:
         class arch:  # noqa: N801
             n_layers = depth
 
     model: Any = Shallow()
-    assert family.edited_layers(model, None) == layers
+    assert family.edited_layers(model, None) == tuple(range(first, last + 1))
+    assert family.edited_layers(model, None, width=5) == tuple(range(max(first, last - 4), last + 1))
 
 
 @pytest.mark.parametrize("layers", [(), (4,), (-1,), (2, 1), (1, 1)])

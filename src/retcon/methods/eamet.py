@@ -37,7 +37,7 @@ class EAMETConfig(LocateAndEditConfig):
     solver: Literal["memit", "alphaedit"] = "memit"
     """Whose closed form writes the targets; `ridge` is MEMIT's, the four after it are AlphaEdit's."""
     ridge: float | None = None
-    """lambda: the number of ordinary keys that C stands for; by default five for each fact, and 500 at least.
+    """lambda: the number of ordinary keys that C stands for; by default five for each fact, and 1000 at least.
     Published: 4000 to 15000."""
     l2: float = 10.0
     """The ridge inside the null space; published with alignment: 1."""

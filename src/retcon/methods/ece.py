@@ -47,7 +47,8 @@ class ECE(MEMIT):
 
     def layers(self, lm: LM) -> tuple[int, ...]:
         """The fixed window."""
-        return edited_layers(lm, self.config.layers, width=self.config.width)
+        layers = super().layers(lm)
+        return layers if self.config.width is None else edited_layers(lm, self.config.layers, width=self.config.width)
 
     def edit(
         self,
@@ -159,7 +160,7 @@ class _Part(MEMIT):
 
 def _check(lm: LM, config: ECEConfig) -> None:
     """Refuse options that no model, or not this one, can follow."""
-    if config.width < 1 or config.p <= 0 or config.cluster_p <= 0:
+    if (config.width is not None and config.width < 1) or config.p <= 0 or config.cluster_p <= 0:
         raise RetconError("width, p and cluster_p must be above 0")
     if config.n_clusters is not None and config.n_clusters < 1:
         raise RetconError(f"{config.n_clusters} clusters cannot be made; give n_clusters of 1 or more")

@@ -38,8 +38,8 @@ class ECEConfig(MEMITConfig):
     """Points of the integral."""
     layers_by: Literal["fixed", "attribution"] = "fixed"
     """Each cluster's layers: the same window for all, or the window that holds the most of its attributions."""
-    width: int = 5
-    """Layers of a window."""
+    width: int | None = None
+    """Layers of a window; by default as many as the family edits."""
     groups: Literal["clusters", "random", "none"] = "clusters"
     """What is solved together: facts with like explanations, groups of the same sizes drawn at random, or all."""
     n_clusters: int | None = None
@@ -98,7 +98,7 @@ def plan(lm: LM, edits: Sequence[Edit], config: ECEConfig, fixed: tuple[int, ...
     layers = _looked_at(lm, config, fixed)
     found = attribute(lm, edits, layers, answer=config.answer, how=config.attribution, steps=config.integration_steps)
     strength = {layer: scores.abs().double().cpu() for layer, scores in found.scores.items()}
-    width = config.width if config.layers_by == "attribution" else len(layers)
+    width = (config.width or len(fixed)) if config.layers_by == "attribution" else len(layers)
     labels = _labels(edits, strength, width, config)
     pieces = []
     for number in range(max(labels) + 1):

@@ -21,6 +21,7 @@ from retcon.errors import RetconError, RetconWarning
 from retcon.lm import LM
 from retcon.methods import record
 from retcon.methods.family import (
+    NARROW,
     SAME_KEY,
     LocateAndEditConfig,
     Problem,
@@ -99,7 +100,11 @@ class LocateAndEdit(ABC):
 
     def layers(self, lm: LM) -> tuple[int, ...]:
         """The layers to edit, from below."""
-        return edited_layers(lm, self.config.layers)
+        return edited_layers(lm, self.config.layers, width=NARROW if self.seeks_each(lm) else None)
+
+    def seeks_each(self, lm: LM) -> bool:
+        """Whether each layer has targets of its own: by the method's nature, or as a norm stands behind the MLP."""
+        return self.every_layer or lm.arch.write_gain is None
 
     def texts(self, lm: LM) -> tuple[str, ...]:
         """The texts that prompts must hold after, besides none: what the model as it is writes itself."""
@@ -216,7 +221,7 @@ class _Batch:
     def round(self, number: int) -> bool:
         """Seek targets on the model as it is, and write them layer by layer; whether there was anything to write."""
         method, lm, run, top = self.method, self.lm, self.run, self.layers[-1]
-        each = method.every_layer or lm.arch.write_gain is None
+        each = method.seeks_each(lm)
         site = self._site()
         found: Found | None = None
         with ExitStack() as stack:

@@ -16,7 +16,7 @@ class MEMITConfig(LocateAndEditConfig):
 
     ridge: float | None = None
     """lambda: the number of ordinary keys that C stands for; more protects what is not edited, less meets the edits. By
-    default five for each fact of the batch, and 500 at least."""
+    default five for each fact of the batch, and 1000 at least."""
 
 
 class MEMIT(LocateAndEdit):

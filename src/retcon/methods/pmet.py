@@ -15,7 +15,7 @@ class PMETConfig(LocateAndEditConfig):
     """Options of PMET."""
 
     ridge: float | None = None
-    """lambda: the number of ordinary keys that C stands for; by default five for each fact of the batch, and 500 at
+    """lambda: the number of ordinary keys that C stands for; by default five for each fact of the batch, and 1000 at
     least. Published: 6000 (gpt-j)."""
     relax: bool = True
     """The published dynamic rule: once every target token is the most likely one in every row, the likelihood weighs a

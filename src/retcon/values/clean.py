@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from retcon import forward, hooks
+from retcon import forward, hooks, tokens
 from retcon.errors import RequestError
 from retcon.forward import Aligned
 from retcon.lm import LM
@@ -74,10 +74,7 @@ def shared_heads(lm: LM, rows: Sequence[Row]) -> Shared | None:
             groups.setdefault(row.template, []).append(row)
     length = {}
     for template, members in groups.items():
-        common = min(row.site for row in members)
-        for row in members:
-            same = (a == b for a, b in zip(row.ids[:common], members[0].ids, strict=False))
-            common = next((k for k, equal in enumerate(same) if not equal), common)
+        common = tokens.common_start(members)
         if len(members) > 1 and common >= _SHARED_TOKENS:
             length[template] = common
     if not length:
@@ -148,7 +145,7 @@ def _run_before(lm: LM, rows: Aligned, states: Tensor, past: Past, config: Searc
     """
     first, last, split = first_block(config), lm.arch.blocks[-1], rows.split
     if not split:
-        return _with_placeholders(past[first:], first) if past else []
+        return forward.with_placeholders(past[first:], first) if past else []
     width = rows.mask.shape[1] - rows.width + split
     cache = forward.filled(past) if past else DynamicCache()
     with (
@@ -159,15 +156,9 @@ def _run_before(lm: LM, rows: Aligned, states: Tensor, past: Past, config: Searc
     ):
         forward.call(lm, rows.ids[:, :split], rows.mask[:, :width], rows.positions[:, :split], cache)
     layers: list[Any] = list(cache.layers)[first:]
-    return _with_placeholders(
+    return forward.with_placeholders(
         [(held(lm, config, layer.keys), held(lm, config, layer.values)) for layer in layers], first
     )
-
-
-def _with_placeholders(run: Past, first: int) -> Past:
-    """Keys and values of all layers: below `first` of the right shape, and without memory."""
-    keys, values = (x.new_zeros(1).expand(x.shape) for x in run[0])
-    return [(keys, values)] * first + run
 
 
 def _clean_whole(lm: LM, rows: Sequence[Row], config: SearchConfig) -> tuple[Chunk, Float[Tensor, "rows *parts d"]]:
