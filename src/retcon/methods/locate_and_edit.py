@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retcon import forward, patch, solve, stats, targets, templates, tokens
+from retcon import forward, patch, solve, stats, targets, templates
 from retcon.errors import RetconError, RetconWarning
 from retcon.lm import LM
 from retcon.methods import record
@@ -35,7 +35,7 @@ from retcon.patch import LowRank, Patch
 from retcon.requests import Edit
 from retcon.sweep import Reading, Sweep
 from retcon.targets import Store
-from retcon.values import Found, SearchConfig
+from retcon.values import Found, SearchConfig, rows_of
 
 __all__ = ["LocateAndEdit", "edit_layers", "moments", "residuals"]
 
@@ -279,15 +279,17 @@ class _Batch:
             return found
 
     def _unsure(self) -> list[int]:
-        """The facts that the model as it is does not hold by the search's own stop, asked under the bare prompt."""
+        """The facts that the model as it is does not hold by the search's own stop, in all of the search's rows."""
         config = self.method.config
         bound = -config.stop if config.stop_probability is None else math.log(config.stop_probability)
-        rows = []
-        for edit in self.edits:
-            text = self.lm.render(edit.text)
-            rows.append((tokens.encode(self.lm, text), [tokens.target_ids(self.lm, text, edit.target)]))
+        rows = [
+            row for i, edit in enumerate(self.edits) for row in rows_of(self.lm, edit, self.texts, i, essence=False)
+        ]
+        asked = [(row.ids[: len(row.ids) - len(row.target) + 1], [row.target]) for row in rows]
+        least = [0.0] * len(self.edits)
         with self.run.timed("targets"):
-            least = [min(found[0].logprobs) for found in forward.score(self.lm, rows)]
+            for row, (found,) in zip(rows, forward.score(self.lm, asked), strict=True):
+                least[row.fact] = min(least[row.fact], *found.logprobs)
         unsure = sorted((i for i, value in enumerate(least) if value < bound), key=lambda i: least[i])
         return sorted(unsure[: max(_TAKEN_UP, math.ceil(config.again * len(least)))])
 
