@@ -11,6 +11,8 @@ from retcon.methods.eamet import EAMET, EAMETConfig
 from retcon.methods.ece import ECE, ECEConfig
 from retcon.methods.ece_released import ECEReleased, ECEReleasedConfig
 from retcon.methods.emmet import EMMET, EMMETConfig
+from retcon.methods.fine_tuning import FTL, FTM, FTLConfig, FTMConfig, LocFTBF, LocFTBFConfig
+from retcon.methods.lora import LoRA, LoRAConfig
 from retcon.methods.memit import MEMIT, MEMITConfig
 from retcon.methods.pmet import PMET, PMETConfig
 from retcon.methods.rome import ROME, ROMEConfig
@@ -23,6 +25,8 @@ __all__ = [
     "EAMET",
     "ECE",
     "EMMET",
+    "FTL",
+    "FTM",
     "MEMIT",
     "METHODS",
     "PMET",
@@ -35,6 +39,12 @@ __all__ = [
     "ECEReleased",
     "ECEReleasedConfig",
     "EMMETConfig",
+    "FTLConfig",
+    "FTMConfig",
+    "LoRA",
+    "LoRAConfig",
+    "LocFTBF",
+    "LocFTBFConfig",
     "MEMITBlue",
     "MEMITConfig",
     "Method",
@@ -87,6 +97,10 @@ METHODS: dict[str, type[Method]] = {
     "ece-released": ECEReleased,
     "eamet": EAMET,
     "ultraedit": UltraEdit,
+    "ft-l": FTL,
+    "ft-m": FTM,
+    "locft-bf": LocFTBF,
+    "lora": LoRA,
 }
 """All methods by id."""
 
