@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.cache_utils import Cache, DynamicCache
 
-from retcon import hooks, progress
+from retcon import hooks, patch, progress
 from retcon.errors import RequestError
 from retcon.lm import LM
 
@@ -254,7 +254,8 @@ def _score_batch(
     others = [(r, j) for r, i in enumerate(batch) for j in range(len(items[i][1])) if j != longest[i]]
     later = [(r, j) for r, j in others if len(items[batch[r]][1][j]) > 1]
     cache = DynamicCache() if later else None
-    logits = _logits(lm, aligned.ids, aligned.mask, aligned.positions, at, cache)
+    with patch.prompts(lm.model, aligned.split - 1):
+        logits = _logits(lm, aligned.ids, aligned.mask, aligned.positions, at, cache)
     totals = logits.logsumexp(-1)
     best = logits.argmax(-1)
     where, columns, wanted, slots = 0, [], [], []
@@ -290,6 +291,7 @@ def _score_later(
     which = torch.tensor([r for r, _ in later], device=lm.device)
     layers: Any = cache.layers
     past = filled([(x.keys[which, :, : aligned.split], x.values[which, :, : aligned.split]) for x in layers])
+    patch.carry(lm.model, cache, past, which)
     mask = torch.cat([aligned.mask[which, : aligned.split], rest.mask], 1)
     lengths = aligned.mask[which, : aligned.split].sum(1, keepdim=True)
     at = [(r, t) for r, text in enumerate(texts) for t in range(len(text) - 1)]
@@ -349,8 +351,8 @@ def cache_holds(lm: LM) -> bool:
 def _probe_cache(lm: LM) -> bool:
     rows = [[5, 9, 7, 6, 8, 11], [6, 7, 10, 5]]
     splits = [4, 2]
-    with lm.inference():
-        whole = align(rows, splits, lm.device)
+    whole = align(rows, splits, lm.device)
+    with lm.inference(), patch.prompts(lm.model, whole.split - 1):
         at = [(r, whole.split + t) for r, row in enumerate(rows) for t in range(len(row) - splits[r])]
         expected = _logits(lm, whole.ids, whole.mask, whole.positions, at, None)
         split = whole.split
@@ -360,6 +362,7 @@ def _probe_cache(lm: LM) -> bool:
             past = filled([(layer.keys, layer.values) for layer in _layers(cache)])
         except AttributeError:
             return False
+        patch.carry(lm.model, cache, past, torch.arange(len(rows)))
         parts = whole.ids[:, split:], whole.mask, whole.positions[:, split:]
         found = _logits(lm, *parts, [(r, c - split) for r, c in at], past)
     scale = float(expected.abs().max())
@@ -448,7 +451,8 @@ def _generate(
         for batch in batches(order, lengths, batch_tokens):
             rows = [prompts[i] for i in batch]
             aligned = align(rows, [len(row) for row in rows], lm.device)
-            out = model.generate(input_ids=aligned.ids, attention_mask=aligned.mask)
+            with patch.prompts(model, aligned.width - 1):
+                out = model.generate(input_ids=aligned.ids, attention_mask=aligned.mask)
             for i, row in zip(batch, out[:, aligned.width :].tolist(), strict=True):
                 stop = next((t for t, token in enumerate(row) if token in ends), len(row))
                 found[i] = row[:stop]

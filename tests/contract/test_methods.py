@@ -16,7 +16,7 @@ from retcon.testing.contract import Check, Trial, checks, declared_unsupported, 
 FAST = ("llama", "gpt2", "gptj", "gemma2")
 """Plain; Conv1D; tuple blocks that run in parallel; a norm after the MLP."""
 
-THIN = {"emmet", "alphaedit", "memit-blue", "alphaedit-blue", "pmet-blue"}
+THIN = {"emmet", "alphaedit", "memit-blue", "alphaedit-blue", "pmet-blue", "ft-l", "ft-m"}
 """Methods that differ from another by a few lines which know nothing of families: the fast checks take the first two
 of `FAST`, the slow ones all families."""
 

@@ -12,6 +12,7 @@ from retcon.methods.ece import ECE, ECEConfig
 from retcon.methods.ece_released import ECEReleased, ECEReleasedConfig
 from retcon.methods.emmet import EMMET, EMMETConfig
 from retcon.methods.fine_tuning import FTL, FTM, FTLConfig, FTMConfig, LocFTBF, LocFTBFConfig
+from retcon.methods.grace import GRACE, GRACEConfig
 from retcon.methods.lora import LoRA, LoRAConfig
 from retcon.methods.memit import MEMIT, MEMITConfig
 from retcon.methods.pmet import PMET, PMETConfig
@@ -27,6 +28,7 @@ __all__ = [
     "EMMET",
     "FTL",
     "FTM",
+    "GRACE",
     "MEMIT",
     "METHODS",
     "PMET",
@@ -41,6 +43,7 @@ __all__ = [
     "EMMETConfig",
     "FTLConfig",
     "FTMConfig",
+    "GRACEConfig",
     "LoRA",
     "LoRAConfig",
     "LocFTBF",
@@ -101,6 +104,7 @@ METHODS: dict[str, type[Method]] = {
     "ft-m": FTM,
     "locft-bf": LocFTBF,
     "lora": LoRA,
+    "grace": GRACE,
 }
 """All methods by id."""
 

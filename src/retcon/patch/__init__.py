@@ -1,25 +1,33 @@
 """Patches: what a method changed, kept apart from the model; on and off, merged, added, scaled, saved, exported."""
 
 from retcon.patch.base import Base, WeightHash, describe_base
-from retcon.patch.entries import Dense, Entry, LowRank, combine
+from retcon.patch.chain import Chain, combine
+from retcon.patch.codebook import Codebook
+from retcon.patch.entries import Dense, Entry, LowRank
+from retcon.patch.forward_record import ForwardRecord, prompts
 from retcon.patch.history import Step
-from retcon.patch.live import Attached, active, hooked, top
+from retcon.patch.live import Attached, active, carry, hooked, top
 from retcon.patch.lora import LoraExport
 from retcon.patch.patch import Patch
 
 __all__ = [
     "Attached",
     "Base",
+    "Chain",
+    "Codebook",
     "Dense",
     "Entry",
+    "ForwardRecord",
     "LoraExport",
     "LowRank",
     "Patch",
     "Step",
     "WeightHash",
     "active",
+    "carry",
     "combine",
     "describe_base",
     "hooked",
+    "prompts",
     "top",
 ]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from retcon.errors import RetconWarning
-from retcon.patch.entries import Entry, combine
+from retcon.patch.chain import combine
+from retcon.patch.entries import Entry
 
 __all__ = ["joined_info", "joined_state", "together"]
 

@@ -7,18 +7,16 @@ is (d_in, d_out).
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from retcon.errors import PatchError
+from retcon.patch.forward_record import ForwardRecord
 
-__all__ = ["KINDS", "Dense", "Entry", "LowRank", "Record", "combine", "compress", "laid_out", "svd"]
-
-Record = Mapping[str, object]
-"""What is known of the forward that an entry runs in (mask, prompt lengths, decoding or not); linear ones use none."""
+__all__ = ["Dense", "Entry", "LowRank", "combine", "compress", "laid_out", "no_autocast", "placed", "refuse", "svd"]
 
 
 @runtime_checkable
@@ -29,6 +27,10 @@ class Entry(Protocol):
     """Its name in files."""
 
     @property
+    def folds(self) -> bool:
+        """Whether it is a change of the module's weight; what is not is told of the forward by a record."""
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(d_out, d_in) of the module."""
 
@@ -37,7 +39,7 @@ class Entry(Protocol):
         """The most that the rank of `delta` can be."""
 
     def apply(
-        self, x: Float[Tensor, "*rows d_in"], y: Float[Tensor, "*rows d_out"], record: Record | None = None
+        self, x: Float[Tensor, "*rows d_in"], y: Float[Tensor, "*rows d_out"], record: ForwardRecord | None = None
     ) -> Float[Tensor, "*rows d_out"]:
         """The module's new output, of the dtype of `y`; computed in fp32 at least."""
 
@@ -53,6 +55,9 @@ class Entry(Protocol):
     def tensors(self) -> dict[str, Tensor]:
         """What is stored, by the names of the constructor's arguments."""
 
+    def settings(self) -> dict[str, Any]:
+        """The constructor's other arguments, in JSON types."""
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LowRank:
@@ -66,6 +71,7 @@ class LowRank:
     U: Float[Tensor, "d_out r"]
     V: Float[Tensor, "d_in r"]
     kind: ClassVar[str] = "low_rank"
+    folds: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.U.ndim != 2 or self.V.ndim != 2 or self.U.shape[1] != self.V.shape[1]:
@@ -83,11 +89,11 @@ class LowRank:
         return self.U.shape[1]
 
     def apply(
-        self, x: Float[Tensor, "*rows d_in"], y: Float[Tensor, "*rows d_out"], record: Record | None = None
+        self, x: Float[Tensor, "*rows d_in"], y: Float[Tensor, "*rows d_out"], record: ForwardRecord | None = None
     ) -> Float[Tensor, "*rows d_out"]:
         """`y + (x V) Uᵀ`, in fp32 at least, cast to the dtype of `y`."""
         work = torch.promote_types(self.U.dtype, x.dtype)
-        with _no_autocast(x.device):
+        with no_autocast(x.device):
             added = (x.to(work) @ self.V.to(work)) @ self.U.to(work).T  # (*rows, r) -> (*rows, d_out)
             return (y.to(work) + added).to(y.dtype)
 
@@ -101,11 +107,15 @@ class LowRank:
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "LowRank":
         """The entry on another device, in another dtype."""
-        return LowRank(_placed(self.U, device, dtype), _placed(self.V, device, dtype))
+        return LowRank(placed(self.U, device, dtype), placed(self.V, device, dtype))
 
     def tensors(self) -> dict[str, Tensor]:
         """The factors."""
         return {"U": self.U, "V": self.V}
+
+    def settings(self) -> dict[str, Any]:
+        """None."""
+        return {}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -118,6 +128,7 @@ class Dense:
 
     D: Float[Tensor, "d_out d_in"]
     kind: ClassVar[str] = "dense"
+    folds: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.D.ndim != 2:
@@ -134,11 +145,11 @@ class Dense:
         return min(self.shape)
 
     def apply(
-        self, x: Float[Tensor, "*rows d_in"], y: Float[Tensor, "*rows d_out"], record: Record | None = None
+        self, x: Float[Tensor, "*rows d_in"], y: Float[Tensor, "*rows d_out"], record: ForwardRecord | None = None
     ) -> Float[Tensor, "*rows d_out"]:
         """`y + x Dᵀ`, in fp32 at least, cast to the dtype of `y`."""
         work = torch.promote_types(self.D.dtype, x.dtype)
-        with _no_autocast(x.device):
+        with no_autocast(x.device):
             return (y.to(work) + x.to(work) @ self.D.to(work).T).to(y.dtype)
 
     def delta(self) -> Float[Tensor, "d_out d_in"]:
@@ -151,15 +162,33 @@ class Dense:
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Dense":
         """The entry on another device, in another dtype."""
-        return Dense(_placed(self.D, device, dtype))
+        return Dense(placed(self.D, device, dtype))
 
     def tensors(self) -> dict[str, Tensor]:
         """The matrix."""
         return {"D": self.D}
 
+    def settings(self) -> dict[str, Any]:
+        """None."""
+        return {}
 
-KINDS: dict[str, type[LowRank] | type[Dense]] = {LowRank.kind: LowRank, Dense.kind: Dense}
-"""The entries that a file may hold, by their kind."""
+
+def refuse(entries: Mapping[str, Entry], deed: str) -> None:
+    """Refuse a deed that only changes of a weight allow.
+
+    Args:
+        entries: a patch's entries, by module path.
+        deed: ends the sentence "so the patch cannot be ...".
+
+    Raises:
+        PatchError: one of them is no change of a weight.
+    """
+    for path, entry in entries.items():
+        if not entry.folds:
+            raise PatchError(
+                f"{path} holds a {entry.kind}, which looks at the prompt and is no change of the weight, so the patch "
+                f"cannot be {deed}; use patch.on(model)"
+            )
 
 
 def combine(first: Entry, second: Entry) -> Entry:
@@ -168,7 +197,8 @@ def combine(first: Entry, second: Entry) -> Entry:
     Factors are put side by side; once they outnumber min(d_out, d_in) they are compressed without loss.
 
     Raises:
-        PatchError: the two are for modules of different shapes, or one of them is no change of a weight.
+        PatchError: the two are for modules of different shapes, or one of them is no change of a weight
+            (`retcon.patch.combine` takes those too).
     """
     if first.shape != second.shape:
         raise PatchError(f"changes of shapes {first.shape} and {second.shape} cannot be for the same module")
@@ -248,7 +278,8 @@ def _rounded(U: Tensor, V: Tensor) -> LowRank:
     return LowRank(U.float().contiguous(), V.float().contiguous())
 
 
-def _placed(tensor: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+def placed(tensor: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    """A copy of a tensor on a device, in a dtype, without gradient; itself where nothing changes."""
     return laid_out(tensor.detach().to(device=device, dtype=dtype))
 
 
@@ -262,7 +293,7 @@ def laid_out(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride() == strides else tensor.clone(memory_format=torch.contiguous_format)
 
 
-def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
+def no_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Mixed precision must not round a small change to half precision on its way to a large output."""
     if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
         return nullcontext()

@@ -1,6 +1,7 @@
 """A patch as a folder: `patch.safetensors` with the tensors, `manifest.json` with all the rest, for people to read."""
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,19 +13,27 @@ from torch import Tensor
 
 from retcon.errors import PatchError
 from retcon.patch.base import Base
-from retcon.patch.entries import KINDS, Entry
+from retcon.patch.chain import Chain
+from retcon.patch.codebook import Codebook
+from retcon.patch.entries import Dense, Entry, LowRank
 from retcon.patch.history import Step, jsonable
 from retcon.storage import digest, file_sha256, new_folder, write_json
 
 if TYPE_CHECKING:
     from retcon.patch.patch import Patch
 
-__all__ = ["MANIFEST", "SCHEMA", "TENSORS", "free_folder", "load", "save"]
+__all__ = ["KINDS", "MANIFEST", "SCHEMA", "TENSORS", "free_folder", "load", "save"]
 
 SCHEMA = 1
 """Version of the format; a reader refuses what is newer."""
 MANIFEST = "manifest.json"
 TENSORS = "patch.safetensors"
+KINDS: dict[str, type[LowRank] | type[Dense] | type[Codebook]] = {
+    LowRank.kind: LowRank,
+    Dense.kind: Dense,
+    Codebook.kind: Codebook,
+}
+"""The entries that a file may hold, by their kind; and chains of them."""
 
 
 class _Strict(BaseModel):
@@ -64,6 +73,8 @@ class _Entry(_Strict):
     kind: str
     shape: list[int]
     rank: int
+    settings: dict[str, Any] = {}
+    """What is no tensor; absent where there is nothing."""
 
 
 class _Tensors(_Strict):
@@ -108,7 +119,7 @@ def save(patch: "Patch", folder: str | Path) -> Path:
             "history": patch.steps(),
             "base": jsonable(patch.base.to_dict()),
             "entries": {
-                path: {"kind": entry.kind, "shape": list(entry.shape), "rank": entry.rank}
+                path: {"kind": entry.kind, "shape": list(entry.shape), "rank": entry.rank} | _settings(entry)
                 for path, entry in patch.entries.items()
             },
             "state": sorted(patch.state),
@@ -130,13 +141,7 @@ def load(folder: str | Path) -> tuple[dict[str, Any], str]:
     tensors = _load_tensors(root, manifest.tensors)
     entries: dict[str, Entry] = {}
     for path, item in manifest.entries.items():
-        if item.kind not in KINDS:
-            raise PatchError(f"{root}: {path} is an entry of the unknown kind {item.kind!r}; update retcon to read it")
-        kind = KINDS[item.kind]
-        try:
-            entries[path] = kind(*(tensors.pop(f"entries.{path}.{part.name}") for part in fields(kind)))
-        except KeyError as error:
-            raise PatchError(f"{root / TENSORS} lacks the tensor {error}; get the patch again") from None
+        entries[path] = _entry(f"{root}: {path}", item.kind, item.settings, _taker(root, tensors, f"entries.{path}"))
         if list(entries[path].shape) != item.shape:
             raise PatchError(f"{root}: {path} has shape {entries[path].shape}, not {item.shape}; get the patch again")
     state = {name: tensors.pop(f"state.{name}") for name in manifest.state if f"state.{name}" in tensors}
@@ -152,6 +157,49 @@ def load(folder: str | Path) -> tuple[dict[str, Any], str]:
         "contains": tuple(manifest.contains),
     }
     return arguments, manifest.id
+
+
+Take = Callable[[str], Tensor]
+"""Hands out an entry's tensor by its name."""
+
+
+def _taker(root: Path, tensors: dict[str, Tensor], prefix: str) -> Take:
+    def take(name: str) -> Tensor:
+        try:
+            return tensors.pop(f"{prefix}.{name}")
+        except KeyError as error:
+            raise PatchError(f"{root / TENSORS} lacks the tensor {error}; get the patch again") from None
+
+    return take
+
+
+def _within(take: Take, number: int) -> Take:
+    return lambda name: take(f"{number}.{name}")
+
+
+def _entry(where: str, kind: str, settings: Mapping[str, Any], take: Take) -> Entry:
+    """The entry of that kind, from its tensors and its settings.
+
+    Raises:
+        PatchError: the kind or a setting is unknown, or a tensor is missing.
+    """
+    if kind == Chain.kind:
+        parts = enumerate(settings.get("parts", ()))
+        return Chain(tuple(_entry(where, part["kind"], part["settings"], _within(take, n)) for n, part in parts))
+    if kind not in KINDS:
+        raise PatchError(f"{where} is an entry of the unknown kind {kind!r}; update retcon to read it")
+    stored = [part.name for part in fields(KINDS[kind]) if part.init and part.name not in settings]
+    made: Any = KINDS[kind]
+    try:
+        entry: Entry = made(**{name: take(name) for name in stored}, **settings)
+    except TypeError:
+        raise PatchError(f"{where} is a {kind} with settings that are unknown here; update retcon to read it") from None
+    return entry
+
+
+def _settings(entry: Entry) -> dict[str, Any]:
+    settings = entry.settings()
+    return {"settings": jsonable(settings)} if settings else {}
 
 
 def free_folder(folder: str | Path, mark: str) -> Path:

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from retcon.errors import PatchError
 from retcon.patch.entries import Entry
+from retcon.patch.forward_record import Recorder
 from retcon.patch.history import check_new, check_parent, lineage
 
 if TYPE_CHECKING:
     from retcon.patch.patch import Patch
 
-__all__ = ["Applied", "Attached", "active", "applied", "attach", "check_order", "hooked", "original", "top"]
+__all__ = ["Applied", "Attached", "active", "applied", "attach", "carry", "check_order", "hooked", "original", "top"]
 
 
 @dataclass(eq=False, slots=True)
@@ -33,6 +35,8 @@ class Applied:
     merged: bool = False
     originals: dict[str, Tensor] = field(default_factory=dict)
     """Of a merged patch: the weights as they were before it, by module path."""
+    recorder: Recorder | None = None
+    """Of a patch with entries that look at the forward."""
 
 
 _applied: WeakKeyDictionary[nn.Module, list[Applied]] = WeakKeyDictionary()
@@ -125,8 +129,13 @@ def attach(model: nn.Module, patch: "Patch", modules: Mapping[str, nn.Module]) -
     item = Applied(patch)
     attached = Attached(model, item)
     try:
+        if not all(entry.folds for entry in patch.entries.values()):
+            item.recorder = Recorder()
+            item.hooks.extend(item.recorder.attached(model))
         for path, module in modules.items():
-            item.hooks.append(module.register_forward_hook(_Hook(patch.entries[path]), with_kwargs=True))
+            entry = patch.entries[path]
+            hook = _Hook(entry) if entry.folds else _Hook(entry, item.recorder, path)
+            item.hooks.append(module.register_forward_hook(hook, with_kwargs=True))
         applied(model).append(item)
     except BaseException:
         attached.release()
@@ -134,9 +143,26 @@ def attach(model: nn.Module, patch: "Patch", modules: Mapping[str, nn.Module]) -
     return attached
 
 
+def carry(model: nn.Module, before: object, after: object, rows: Int[Tensor, " m"]) -> None:
+    """Let what memories on a model decided for rows of one cache hold for the rows of another that go on from them.
+
+    Args:
+        model: the model, or whatever `patch.on` was given.
+        before: the cache that a prefill filled.
+        after: the cache to go on from; continuations of several tokens may then run against it in one forward.
+        rows: for each row of `after`, the row of `before`.
+    """
+    for item in applied(model):
+        if item.recorder is not None:
+            item.recorder.carry(before, after, rows)
+
+
 @contextmanager
 def hooked(module: nn.Module, entry: Entry) -> Iterator[None]:
-    """Run a module with one entry inside the block, before it has become part of a patch."""
+    """Run a module with one entry inside the block, before it has become part of a patch.
+
+    The entry is a change of the weight; what looks at the prompt needs a patch, and so the model's root.
+    """
     handle = module.register_forward_hook(_Hook(entry), with_kwargs=True)
     try:
         yield
@@ -147,8 +173,8 @@ def hooked(module: nn.Module, entry: Entry) -> Iterator[None]:
 class _Hook:
     """Adds an entry to a projection's output; keeps the entry's copy on each device the module runs on."""
 
-    def __init__(self, entry: Entry) -> None:
-        self._entry = entry
+    def __init__(self, entry: Entry, recorder: Recorder | None = None, name: str = "") -> None:
+        self._entry, self._recorder, self._name = entry, recorder, name
         self._placed: dict[tuple[torch.device, torch.dtype], Entry] = {}
 
     def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], y: Tensor) -> Tensor:
@@ -157,4 +183,5 @@ class _Hook:
         if place not in self._placed:
             with torch.inference_mode(False):  # tensors made inside it could not take part in a backward pass later
                 self._placed[place] = self._entry.to(*place)
-        return self._placed[place].apply(x, y)
+        now = None if self._recorder is None else self._recorder.now
+        return self._placed[place].apply(x, y, None if now is None else now.part(self._name))

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from retcon.errors import PatchError
-from retcon.patch.entries import Entry, LowRank, svd
+from retcon.patch.entries import Entry, LowRank, refuse, svd
 from retcon.patch.files import free_folder
 from retcon.storage import new_folder, write_json
 
@@ -92,6 +92,7 @@ def _check(patch: "Patch", rank: int | None) -> bool:
     """Whether the projections are Conv1D; PatchError where no adapter can express the patch."""
     if patch.parent is not None:
         raise PatchError(f"patch {patch.id} stands on patch {patch.parent}; export the sum of both")
+    refuse(patch.entries, "exported as a LoRA")
     if rank is not None and rank < 1:
         raise PatchError(f"a LoRA has at least rank 1, not {rank}")
     for path, entry in patch.entries.items():

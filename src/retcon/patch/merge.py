@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from retcon.errors import PatchError, RetconWarning
 from retcon.patch.base import projection
+from retcon.patch.entries import refuse
 from retcon.patch.files import free_folder
 from retcon.patch.live import Applied, applied, check_order
 from retcon.storage import new_folder, write_json
@@ -30,8 +31,10 @@ def merge(patch: "Patch", model: nn.Module) -> dict[str, float]:
     The share is ||(W' - W) - D|| / ||D|| (Frobenius) for the change D and the weights before and after, by module path.
 
     Raises:
-        PatchError: a patch is on by hooks, the order is wrong, or a weight is tied or quantised. Nothing is written.
+        PatchError: a patch is on by hooks, the order is wrong, a weight is tied or quantised, or an entry is no change
+            of a weight. Nothing is written.
     """
+    refuse(patch.entries, "merged into the weights")
     on = [item.patch.id for item in applied(model) if not item.merged]
     if on:
         raise PatchError(f"patch {on[-1]} is on this model; leave its `with` block or detach it before you merge")
@@ -85,6 +88,7 @@ def export_model(patch: "Patch", model: Any, tokenizer: Any, folder: str | Path)
     Raises:
         PatchError: as `merge`, or the folder holds something else.
     """
+    refuse(patch.entries, "exported as a model of its own")
     target = free_folder(folder, MARK)
     kept = {name: getattr(model.config, name, None) for name in ("dtype", "architectures")}  # save_pretrained sets both
     lost = merge(patch, model)

@@ -15,8 +15,9 @@ from retcon import storage
 from retcon.errors import PatchError
 from retcon.patch import files, live, merge
 from retcon.patch.base import Base, projection
+from retcon.patch.chain import compress, parts_of
 from retcon.patch.compose import joined_info, joined_state, together
-from retcon.patch.entries import Entry, compress, laid_out
+from retcon.patch.entries import Entry, laid_out
 from retcon.patch.history import ID_LENGTH, Step, check_new, check_parent, lineage
 from retcon.patch.lora import LoraExport, export_lora
 
@@ -29,8 +30,8 @@ M = TypeVar("M", bound=nn.Module)
 class Patch:
     """A change of what a model knows, apart from the model.
 
-    Its entries add to the outputs of some projections, `y + x Dᵀ`. It holds fp32 on the CPU and is never changed
-    itself: whatever alters it returns a new one.
+    Its entries add to the outputs of some projections, `y + x Dᵀ`, or take their place for some prompts. It holds fp32
+    on the CPU and is never changed itself: whatever alters it returns a new one.
 
     A patch contains the steps of its history. It may stand on a parent that it does not contain: then the parent must
     be in force before it is applied or added.
@@ -72,6 +73,7 @@ class Patch:
             for name, tensor in sorted(entry.tensors().items()):
                 parts += [path, entry.kind, name, list(tensor.shape)]
                 parts.append(storage.digest(tensor.numpy().tobytes()))
+            parts += [[path, settings]] if (settings := entry.settings()) else []
         return storage.digest(*parts)[:ID_LENGTH]
 
     @property
@@ -98,10 +100,12 @@ class Patch:
 
     @property
     def summary(self) -> str:
-        """One line for people: edits, method, model, modules, rank."""
+        """One line for people: edits, method, model, modules, rank, keys of memories."""
         n, modules = len(self.edits), len(self.entries)
-        ranks = sorted({entry.rank for entry in self.entries.values()})
+        parts = [part for entry in self.entries.values() for part in parts_of(entry)]
+        ranks, keys = sorted({part.rank for part in parts if part.folds}), [p.rank for p in parts if not p.folds]
         rank = f", rank {ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else "") if ranks else ""
+        rank += f", {sum(keys)} key{'' if sum(keys) == 1 else 's'}" if keys else ""
         return (
             f"{n} edit{'' if n == 1 else 's'} by {self.method or 'hand'} on {self.base.title}, "
             f"{modules} module{'' if modules == 1 else 's'}{rank}"
@@ -156,7 +160,8 @@ class Patch:
             The share of each module's change that rounding loses, by module path; half precision also warns.
 
         Raises:
-            PatchError: as in `on`; a patch is on the model by hooks; a weight is tied or quantised.
+            PatchError: as in `on`; a patch is on the model by hooks; a weight is tied or quantised; an entry looks at
+                the prompt and is no change of a weight.
         """
         if check:
             self.base.check(model, self.entries)

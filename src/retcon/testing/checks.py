@@ -14,7 +14,7 @@ from retcon import api, patch
 from retcon.arch import frozen
 from retcon.errors import RequestError, RetconError
 from retcon.methods import METHODS
-from retcon.patch import Patch
+from retcon.patch import Entry, Patch
 from retcon.requests import Edit
 from retcon.targets import Store
 from retcon.testing.contract import Check, Trial
@@ -32,12 +32,22 @@ class Interrupted(Exception):  # noqa: N818 - what a user's Ctrl-C stands for
 
 
 def difference(one: Patch, other: Patch) -> float:
-    """The norm of the difference of two patches' changes over the norm of the first's; infinite where paths differ."""
+    """The norm of the difference of two patches' changes over the norm of the first's; infinite where paths differ.
+
+    Of entries that are no change of a weight their tensors are compared.
+    """
     if one.entries.keys() != other.entries.keys():
         return float("inf")
-    pairs = [(entry.delta().double(), other.entries[path].delta().double()) for path, entry in one.entries.items()]
+    both = [(_tensors(entry), _tensors(other.entries[path])) for path, entry in one.entries.items()]
+    if any([t.shape for t in mine] != [t.shape for t in theirs] for mine, theirs in both):
+        return float("inf")
+    pairs = [(a.double(), b.double()) for mine, theirs in both for a, b in zip(mine, theirs, strict=True)]
     gap = sum(float((a - b).square().sum()) for a, b in pairs)
     return float((gap / max(sum(float(a.square().sum()) for a, _ in pairs), 1e-300)) ** 0.5)
+
+
+def _tensors(entry: Entry) -> list[Tensor]:
+    return [entry.delta()] if entry.folds else list(entry.tensors().values())
 
 
 def the_model_is_untouched(trial: Trial) -> None:
@@ -148,6 +158,8 @@ def conv1d_and_linear_agree(trial: Trial) -> None:
     assert not twin.lm.arch.conv1d
     gap = difference(wide.patch, twin.patch)
     assert gap < _CLOSE, f"stored as Linear, the model gets a change that differs by {gap:.1e}"
+    if not all(entry.folds for entry in wide.patch.entries.values()):
+        return
     wide.patch.merge(wide.lm.model)
     twin.patch.merge(twin.lm.model)
     for path in twin.patch.entries:
@@ -163,6 +175,8 @@ def tied_embeddings_stay(trial: Trial) -> None:
         return
     owners = {name for name, module in model.named_modules() if getattr(module, "weight", None) is shared}
     assert not owners & trial.patch.entries.keys(), f"the patch changes the tied {owners & trial.patch.entries.keys()}"
+    if not all(entry.folds for entry in trial.patch.entries.values()):
+        return
     bits = shared.detach().clone()
     trial.patch.merge(model)
     try:

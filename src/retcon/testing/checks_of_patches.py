@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from retcon.errors import PatchError
-from retcon.patch import Dense, LowRank, Patch
+from retcon.patch import Dense, Patch
 from retcon.requests import to_dict
 from retcon.testing.checks import difference
 from retcon.testing.contract import Check, Trial
@@ -22,7 +22,7 @@ __all__ = ["CHECKS"]
 
 
 def the_patch_tells_its_making(trial: Trial) -> None:
-    """The patch names its method, configuration, edits and base; its tensors are finite fp32 on the CPU."""
+    """The patch names its method, configuration, edits and base; its tensors are finite fp32 on the CPU, ids int64."""
     made = trial.patch
     assert made.method == trial.method.name
     assert made.edits == tuple(to_dict(edit) for edit in trial.edits), "the edits of the patch are not those asked for"
@@ -34,7 +34,8 @@ def the_patch_tells_its_making(trial: Trial) -> None:
     assert {"statistics", "targets", "solve"} <= made.info["seconds"].keys()
     for path, entry in made.entries.items():
         for name, tensor in entry.tensors().items():
-            assert tensor.dtype == torch.float32, f"{name} of {path} is {tensor.dtype}"
+            whole = entry.folds or tensor.is_floating_point()  # ids are whole numbers
+            assert tensor.dtype == (torch.float32 if whole else torch.int64), f"{name} of {path} is {tensor.dtype}"
             assert tensor.device.type == "cpu", f"{name} of {path} is on {tensor.device}"
 
 
@@ -128,7 +129,7 @@ def an_increment_stands_on_its_parent(trial: Trial) -> None:
     with first.on(model), more.on(model):
         stacked = trial.logits()
     _agree(_logits_on(trial, whole), stacked, 1e-5, "as a sum")
-    if not first.state:  # nothing is remembered, so a fold is the increment and what it stands on
+    if not first.state and _folds(first):  # nothing is remembered, so a fold is the increment and what it stands on
         gap = difference(trial.edit(trial.edits[1:2], state=first), whole)
         assert gap < 1e-4, f"the fold and the sum differ by {gap:.1e}"
 
@@ -175,7 +176,7 @@ def _agree(found: Tensor, wanted: Tensor, tolerance: float, how: str) -> None:
 
 
 def _folds(patch: Patch) -> bool:
-    return all(isinstance(entry, LowRank | Dense) for entry in patch.entries.values())
+    return all(entry.folds for entry in patch.entries.values())
 
 
 def _refused(call: Callable[[], Any]) -> None:

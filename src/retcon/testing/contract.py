@@ -14,12 +14,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from retcon import tokens
+from retcon import forward, tokens
 from retcon.arch import frozen
 from retcon.errors import UnsupportedModel
 from retcon.lm import LM
 from retcon.methods import METHODS, Method
 from retcon.patch import Patch
+from retcon.patch import prompts as prompt_ends
 from retcon.requests import Edit
 
 __all__ = ["QUICK", "Check", "Trial", "check_method", "checks", "declared_unsupported", "quick"]
@@ -34,6 +35,7 @@ QUICK: dict[str, Any] = {
     "weight": 10.0,
     "l2": 1.0,
     "rounds": 1,
+    "radius": 1.0,
 }
 """Options that make a method quick on a tiny random model, and exact where a batch is compared with another; those that
 a method does not have are left out."""
@@ -85,8 +87,16 @@ class Trial:
             logits = wide.lm.model(input_ids=ids.to(wide.lm.device), attention_mask=mask.to(wide.lm.device)).logits
         return wide if torch.isfinite(logits[:, 2:]).all() else self.copied(torch.float32)
 
-    def logits(self, model: nn.Module | None = None) -> Float[Tensor, "2 12 vocabulary"]:
-        """Logits on a fixed batch of ordinary ids, of the model as it stands, or of another that wraps it."""
+    def logits(self, model: nn.Module | None = None) -> Float[Tensor, "*rows vocabulary"]:
+        """Logits on a fixed batch of ordinary ids, of the model as it stands, or of another that wraps it.
+
+        Of a method whose patches look at the prompt, on the prompts of the first two edits.
+        """
+        if getattr(self.method, "routes", False):
+            rows = self.prompts(self.edits[:2])
+            with self.lm.inference():
+                flat: Tensor = forward.call(self.lm, rows.ids, rows.mask, rows.positions).logits[rows.mask.bool()]
+            return flat
         generator = torch.Generator().manual_seed(7)
         ids = torch.randint(3, len(self.lm.tokenizer), (2, 12), generator=generator).to(self.lm.device)
         whole: Any = self.lm.model if model is None else model
@@ -94,13 +104,18 @@ class Trial:
             found: Tensor = whole(input_ids=ids).logits
         return found
 
+    def prompts(self, edits: Sequence[Edit]) -> forward.Aligned:
+        """The prompts of some edits, padded on the left."""
+        rows = [tokens.encode(self.lm, self.lm.render(edit.text)) for edit in edits]
+        return forward.align(rows, [len(row) for row in rows], self.lm.device)
+
     def likelihoods(self, edits: Sequence[Edit] | None = None) -> Float[Tensor, " n"]:
         """The mean log-probability of each edit's target after its prompt: one plain forward an edit."""
         found = []
         for edit in self.edits if edits is None else edits:
             text = self.lm.render(edit.text)
             prompt, target = tokens.encode(self.lm, text), tokens.target_ids(self.lm, text, edit.target)
-            with self.lm.inference():
+            with self.lm.inference(), prompt_ends(self.lm.model, len(prompt) - 1):
                 row = torch.tensor([[*prompt, *target]], device=self.lm.device)
                 logprobs = self.lm.model(input_ids=row).logits[0].double().log_softmax(-1)
             at = torch.arange(len(target)) + len(prompt) - 1
@@ -115,9 +130,10 @@ Check = Callable[[Trial], None]
 def checks() -> tuple[Check, ...]:
     """All clauses of the contract for a method on a model that it supports."""
     from retcon.testing import checks as on_models
+    from retcon.testing import checks_of_memories as on_memories
     from retcon.testing import checks_of_patches as on_patches
 
-    return (*on_models.CHECKS, *on_patches.CHECKS)
+    return (*on_models.CHECKS, *on_patches.CHECKS, *on_memories.CHECKS)
 
 
 def quick(name: str, **more: Any) -> Method:
@@ -144,7 +160,8 @@ def check_method(
 ) -> None:
     """Check that a method keeps the contract on a model: it passes, or declares the model unsupported and refuses it.
 
-    The contract, one function each in `retcon.testing.checks` (on models) and `checks_of_patches`: the model is
+    The contract, one function each in `retcon.testing.checks` (on models), `checks_of_patches` and, for methods with
+    `routes = True`, whose patches look at the prompt and are no change of a weight, `checks_of_memories`: the model is
     bit-identical after `edit`, also after an error; targets become likelier; the patch survives a file, goes on and off
     exactly, merges and unmerges, exports as a LoRA that does the same; batches, their order, dtypes and storages
     agree; runs go on from where they stopped. Models are copied, so take tiny ones (`retcon.testing.tiny_model`).
