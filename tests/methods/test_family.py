@@ -183,6 +183,8 @@ def test_a_target_that_is_met_is_not_written(name: str) -> None:
     kind = METHODS[name]
     if "stop" not in kind.Config.__dataclass_fields__ or "earliest_stop" in kind.Config.__dataclass_fields__:
         pytest.skip("its facts do not stop at a loss, or never as they started")
+    if getattr(kind, "routes", False):
+        pytest.skip("it keeps a memory of every fact, and stops only where all tokens are the argmax too")
     patch = quick(name, stop=100.0).edit(lm(), tiny_edits(2))
     assert all(fact["evaluations"] == 1 for fact in patch.info["facts"])
     assert max(float(entry.delta().norm()) for entry in patch.entries.values()) < 1e-4
