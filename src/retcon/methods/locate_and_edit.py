@@ -248,7 +248,7 @@ class _Batch:
                         lm, layer, path, reading.keys.T, part.T, reading, self.known.get(path),
                         self._past(path, reading), self.edits, self.retain, self.extra.get(path),
                     ))  # fmt: skip
-                    self.keys.setdefault(path, reading.keys.T)
+                    self.keys.setdefault(path, reading.keys.T.float())
                     if number == 0 and index == 0:
                         run.notes["shared_keys"] = _shared_keys(reading.keys, part)
                     sweep.write(layer, new[path])
