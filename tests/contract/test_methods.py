@@ -23,8 +23,8 @@ of `FAST`, the slow ones all families."""
 TWO_LAYERS = {"layers": (1, 2)}
 OPTIONS: dict[str, dict[str, Any]] = dict.fromkeys(
     ("memit", "pmet", "memit-blue", "pmet-blue", "alphaedit-blue"), TWO_LAYERS
-)
-"""Options of a method beside the quick ones: its own, where one layer would show too little of it."""
+) | {"wise": {"steps": 20, "lr": 0.3}}
+"""Options of a method beside the quick ones: its own, where one layer, or few steps, would show too little of it."""
 
 
 def on(families: tuple[str, ...], fast: Callable[[str], tuple[str, ...]]) -> list[Any]:

@@ -18,6 +18,7 @@ from retcon.methods.memit import MEMIT, MEMITConfig
 from retcon.methods.pmet import PMET, PMETConfig
 from retcon.methods.rome import ROME, ROMEConfig
 from retcon.methods.ultraedit import UltraEdit, UltraEditConfig
+from retcon.methods.wise import WISE, WISEConfig
 from retcon.patch import Patch
 from retcon.requests import Edit
 from retcon.targets import Store
@@ -33,6 +34,7 @@ __all__ = [
     "METHODS",
     "PMET",
     "ROME",
+    "WISE",
     "AlphaEdit",
     "AlphaEditBlue",
     "AlphaEditConfig",
@@ -56,6 +58,7 @@ __all__ = [
     "ROMEConfig",
     "UltraEdit",
     "UltraEditConfig",
+    "WISEConfig",
     "method",
 ]
 
@@ -105,6 +108,7 @@ METHODS: dict[str, type[Method]] = {
     "locft-bf": LocFTBF,
     "lora": LoRA,
     "grace": GRACE,
+    "wise": WISE,
 }
 """All methods by id."""
 

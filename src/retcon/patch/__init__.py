@@ -5,6 +5,7 @@ from retcon.patch.chain import Chain, combine
 from retcon.patch.codebook import Codebook
 from retcon.patch.entries import Dense, Entry, LowRank
 from retcon.patch.forward_record import ForwardRecord, prompts
+from retcon.patch.gated import Gated
 from retcon.patch.history import Step
 from retcon.patch.live import Attached, active, carry, hooked, top
 from retcon.patch.lora import LoraExport
@@ -18,6 +19,7 @@ __all__ = [
     "Dense",
     "Entry",
     "ForwardRecord",
+    "Gated",
     "LoraExport",
     "LowRank",
     "Patch",

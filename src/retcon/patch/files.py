@@ -16,6 +16,7 @@ from retcon.patch.base import Base
 from retcon.patch.chain import Chain
 from retcon.patch.codebook import Codebook
 from retcon.patch.entries import Dense, Entry, LowRank
+from retcon.patch.gated import Gated
 from retcon.patch.history import Step, jsonable
 from retcon.storage import digest, file_sha256, new_folder, write_json
 
@@ -28,10 +29,11 @@ SCHEMA = 1
 """Version of the format; a reader refuses what is newer."""
 MANIFEST = "manifest.json"
 TENSORS = "patch.safetensors"
-KINDS: dict[str, type[LowRank] | type[Dense] | type[Codebook]] = {
+KINDS: dict[str, type[LowRank] | type[Dense] | type[Codebook] | type[Gated]] = {
     LowRank.kind: LowRank,
     Dense.kind: Dense,
     Codebook.kind: Codebook,
+    Gated.kind: Gated,
 }
 """The entries that a file may hold, by their kind; and chains of them."""
 

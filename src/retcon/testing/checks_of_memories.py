@@ -14,6 +14,15 @@ from retcon.testing.contract import Check, Trial
 __all__ = ["CHECKS"]
 
 _NEW_TOKENS = 5
+_FOREIGN = (
+    "1, 2, 3, 5",
+    "The teacher wrote a book",
+    "What is the name of the river?",
+    "chess is",
+    "She was born in",
+    "0 0 0",
+)
+"""Prompts that nobody edited, and that are like none of the edits; on a random model a memory may still take some."""
 
 
 def rows_and_paddings_agree(trial: Trial) -> None:
@@ -22,7 +31,8 @@ def rows_and_paddings_agree(trial: Trial) -> None:
         return
     wide = trial.wide()
     rows = [tokens.encode(wide.lm, wide.lm.render(edit.text)) for edit in wide.edits]
-    rows.append(rows[0][:-1])  # a prompt that nobody edited
+    rows.append(rows[0][:-1])
+    rows += [tokens.encode(wide.lm, wide.lm.render(text)) for text in _FOREIGN]
     with wide.patch.on(wide.lm.model):
         alone = [_last_logits(wide, [row], [len(row)])[0] for row in rows]
         left = _last_logits(wide, rows, [len(row) for row in rows])
@@ -32,7 +42,8 @@ def rows_and_paddings_agree(trial: Trial) -> None:
         for how, found in (("left", left), ("right", right)):
             gap = float((found[number] - wanted).abs().max() / wanted.abs().max())
             assert gap < 1e-4, f"padded on the {how}, row {number} differs from itself alone by {gap:.1e}"
-    assert torch.equal(left[-1], plain[-1]), "a prompt that was not edited is answered otherwise than by the bare model"
+    same = [torch.equal(left[number], plain[number]) for number in range(len(wide.edits) + 1, len(rows))]
+    assert any(same), "prompts that were not edited are all answered otherwise than by the bare model"
     assert not torch.equal(left[0], plain[0]), "an edited prompt is answered as by the bare model"
 
 

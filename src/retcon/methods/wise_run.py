@@ -1,0 +1,185 @@
+"""WISE's edits on their way into side memories, one after the other."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from retcon import forward, patch, progress, tokens
+from retcon.lm import LM
+from retcon.methods.record import timed
+from retcon.methods.wise_config import WISEConfig
+from retcon.methods.wise_shards import Margins, Shards, generator
+from retcon.methods.wise_train import Site, clean_batches, edit_rows, prompts_of, scored, train
+from retcon.patch import Gated, Patch
+from retcon.patch.gated import Memory
+from retcon.requests import Edit, from_dict, to_dict
+from retcon.storage import digest
+
+__all__ = ["Run", "name_of"]
+
+_WORDS = ("I", "You", "Because", "Yes", "Q: ")
+_LENGTHS = (5, 10)
+"""Tokens that the model adds to each word, for the context templates."""
+_OPENINGS = (
+    "The", "In", "A", "When", "My", "How to", "There is", "What is", "We", "If", "Today", "They", "Please", "Once",
+    "Some", "Write",
+)  # fmt: skip
+"""First words of the ordinary texts that the model writes where none are given."""
+_OPENING_LENGTH = 12
+_KEPT = 32
+"""Ordinary texts that a patch keeps, to go on with."""
+_ORDINARY_NORM = 20.0
+"""Norm of an ordinary output that the published margins are taken to be meant for: an edited prompt is to be moved as
+far (20) as the projection usually writes, an ordinary one by a quarter of it (5)."""
+
+
+class Run:
+    """One call of `edit`."""
+
+    def __init__(
+        self,
+        config: WISEConfig,
+        lm: LM,
+        path: str,
+        activation: str,
+        edits: Sequence[Edit],
+        retain: Sequence[str],
+        state: Patch | None,
+        old: Gated | None,
+        seconds: dict[str, float],
+    ) -> None:
+        self.config, self.lm, self.edits, self.seconds = config, lm, edits, seconds
+        making = {} if old is None else dict(old.making)
+        self.site = Site(
+            layer=lm.arch.mlp_out.index(path), path=path, skipped=old is not None, score=config.score,
+            activation=activation, long_prompt=config.long_prompt,
+            margins=Margins(config.alpha, config.beta, config.gamma), lr=config.lr, steps=config.steps,
+            clip=config.clip, stop=config.stop, stop_change=config.stop_change, precision=config.precision,
+        )  # fmt: skip
+        with timed(seconds, "statistics"):
+            self.templates: list[str] = making.get("templates") or _templates(lm)
+            self.ordinary: list[str] = list(retain) or making.get("ordinary") or _ordinary(lm, config.seed)
+            self.kept: list[str] = making.get("ordinary") or self.ordinary[:_KEPT]
+            self.scale: float = making["scale"] if "scale" in making else self._scale()
+        self.site = replace(self.site, margins=self.site.margins.scaled(self.scale))
+        self.trained: int = making.get("trained", 0)
+        merge_freq = config.merge_freq
+        d_out, d_in = patch.describe_base(lm.model, [path]).weights[path].shape
+        self.shards = Shards(
+            (d_out, d_in), config.seed, config.mask_ratio, config.save_freq, merge_freq, config.density, config.variant
+        )
+        if old is not None:
+            self.shards.restore([old.memory(number) for number in range(old.rank)], making.get("opened", 0))
+        earlier = [] if state is None else [record for step in state.history for record in step.edits]
+        self.known = {name_of(record): from_dict(record) for record in earlier}
+        self.known |= {name_of(to_dict(edit)): edit for edit in edits}
+
+    def written(self) -> tuple[Gated, dict[str, Any]]:
+        """The memories with the edits in them, and what there is to tell of it."""
+        facts = []
+        with progress.task("facts", len(self.edits)) as advance:
+            for edit in self.edits:
+                facts.append(self._write(edit))
+                self.shards.settle(self._threshold, end=False)
+                advance(1)
+            self.shards.settle(self._threshold, end=True)
+        memories, config = self.shards.all(), self.config
+        entry = Gated.made(
+            memories, self.shards.size, score=config.score, activation=self.site.activation, ratio=config.act_ratio,
+            order=config.order, long_prompt=config.long_prompt,
+            making={
+                "templates": self.templates, "ordinary": self.kept, "scale": self.scale,
+                "opened": self.shards.opened, "trained": self.trained,
+            },
+        )  # fmt: skip
+        told = [
+            {"role": memory.role, "edits": len(memory.names), "threshold": round(memory.threshold, 5)}
+            for memory in memories
+        ]
+        info = {"targets_cached": 0, "margin_scale": round(self.scale, 5), "memories": told, "facts": facts}
+        return entry, {"retain_hits": round(self._hits(entry), 5), **info}
+
+    def _write(self, edit: Edit) -> dict[str, Any]:
+        """Train the open memory on an edit."""
+        name, config, live = name_of(to_dict(edit)), self.config, self.shards.open()
+        with timed(self.seconds, "targets"):
+            drawn = generator(config.seed, "ordinary", self.trained)
+            numbers = torch.randint(len(self.ordinary), (config.locality_rows,), generator=drawn).tolist()
+            against = prompts_of(self.lm, [self.ordinary[number] for number in numbers])
+            rows = edit_rows(self.lm, edit, self.templates[: config.templates])
+            found = train(self.lm, self.site, rows, against, live.mask, live.delta)
+        self.trained += 1
+        self.shards.learn(name, found.delta, self._own(found.inside))
+        return {
+            "id": name,
+            "loss": round(found.loss, 5),
+            "evaluations": found.evaluations,
+            "inside": round(float(found.inside.mean()), 5),
+            "outside": round(float(found.outside.mean()), 5),
+        }
+
+    def _own(self, scores: Float[Tensor, " k"]) -> float:
+        """An edit's score from those of its rows."""
+        return float(scores.mean() if self.config.threshold_stat == "mean" else scores.min())
+
+    def _threshold(self, memory: Memory) -> float:
+        """The least score of the edits in a memory, as it now is; its old one where that is to stay."""
+        edits = [self.known[name] for name in dict.fromkeys(memory.names) if name in self.known]
+        if not self.config.recalibrate or not edits:
+            return memory.threshold
+        with timed(self.seconds, "solve"):
+            groups = [edit_rows(self.lm, edit, self.templates[: self.config.templates]) for edit in edits]
+            scores = scored(self.lm, self.site, [row for rows in groups for row in rows], memory.delta)
+            parts = scores.split([len(rows) for rows in groups])
+        return min(self._own(part) for part in parts)
+
+    def _scale(self) -> float:
+        """What the margins are multiplied by."""
+        if self.config.margin_scale != "auto":
+            return float(self.config.margin_scale)
+        rows = prompts_of(self.lm, self.kept)
+        norms = [clean.gave[clean.prompt].float().norm(dim=-1) for _, clean in clean_batches(self.lm, self.site, rows)]
+        return float(torch.cat([part.cpu() for part in norms]).median()) / _ORDINARY_NORM or 1.0
+
+    def _hits(self, entry: Gated) -> float:
+        """The share of ordinary prompts that some memory takes."""
+        here = entry.to(self.lm.device, torch.promote_types(self.lm.dtype, torch.float32))
+        rows = prompts_of(self.lm, self.ordinary[: 2 * _KEPT])
+        with timed(self.seconds, "statistics"), torch.no_grad():
+            chosen = [
+                here.choose(clean.read, clean.gave, clean.prompt).cpu()
+                for _, clean in clean_batches(self.lm, self.site, rows)
+            ]
+        return float((torch.cat(chosen) >= 0).float().mean())
+
+
+def _templates(lm: LM) -> list[str]:
+    """Contexts in which an edit is trained too: words that the model continues greedily, without braces."""
+    starts = [tokens.encode(lm, word) for word in _WORDS]
+    found = forward.greedy(lm, starts, max_new_tokens=max(_LENGTHS), stop_at_eos=False, label="templates")
+    out = []
+    for length in _LENGTHS:
+        for word, ids in zip(_WORDS, found, strict=True):
+            text = (word + tokens.decode(lm, ids[:length])).replace("{", "").replace("}", "")
+            out.append(" ".join(text.split()) + ". ")
+    return out
+
+
+def _ordinary(lm: LM, seed: int) -> list[str]:
+    """Beginnings of texts that the model writes itself."""
+    starts = [tokens.encode(lm, word) for word in _OPENINGS]
+    found = forward.sample(
+        lm, starts, max_new_tokens=_OPENING_LENGTH, seed=seed, stop_at_eos=False, label="ordinary texts"
+    )
+    return [word + tokens.decode(lm, ids) for word, ids in zip(_OPENINGS, found, strict=True)]
+
+
+def name_of(record: Mapping[str, Any]) -> str:
+    """The id of an edit, from its record; made from its texts where it has none."""
+    given = record.get("id")
+    texts = [record.get(key) for key in ("prompt", "subject", "target_new")]
+    return digest(texts)[:12] if given is None else str(given)
