@@ -18,8 +18,8 @@ _KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "16"}
 def bound_kernel_caches() -> None:
     """Keep few compiled kernels of oneDNN, unless the user has set how many.
 
-    It compiles one for each shape that it meets, and keeps 1,024 of them: 25 MB for every fifty facts that are
-    searched. Few shapes ever come back, so keeping fewer costs no time. Read once, at the process's first product.
+    It compiles one for each shape that it meets and keeps 1,024 of them, so that memory would grow with every batch of
+    facts that is searched. Read once, at the process's first product.
     """
     for name, capacity in _KERNELS.items():
         os.environ.setdefault(name, capacity)

@@ -125,9 +125,8 @@ def ordinary_keys(ridge: float | None, facts: int) -> float:
 def edited_layers(lm: LM, layers: Sequence[int] | None, *, width: int | None = None) -> tuple[int, ...]:
     """The layers to edit: those asked for, or all from 0.04 to 0.31 of the depth (1 to 9 of SmolLM2-135M's 30).
 
-    Published windows are five or six layers that end at 0.26 (Llama-3-8B) to 0.36 (gpt2-xl) of the depth. On the
-    default model nine that end there meet more edits than five do, and harm ordinary text less; for models that have
-    not been measured the rule is a start, not a tuned choice.
+    Published windows are five or six layers that end at 0.26 (Llama-3-8B) to 0.36 (gpt2-xl) of the depth. For models
+    that have not been measured the rule is a start, not a tuned choice.
 
     Args:
         lm: the model.

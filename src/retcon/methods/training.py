@@ -193,7 +193,7 @@ class Adam:
 
         m <- .9 m + .1 g,   s <- .999 s + .001 g^2,   x <- x - lr m^ / (sqrt(s^) + 1e-8),   ^: over 1 - decay^step
 
-    That of torch loads its compiler on the first step, which takes longer than an edit.
+    On leaves that are handed in with their gradients; that of torch wants gradients to be stored on them.
     """
 
     def __init__(self, leaves: Sequence[Tensor], lr: float) -> None:
