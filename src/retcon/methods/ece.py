@@ -69,12 +69,11 @@ class ECE(MEMIT):
             raise RetconError("there is no edit; give at least one")
         _check(lm, self.config)
         seconds = dict.fromkeys(("statistics", "attribution", "targets", "solve"), 0.0)
-        on = state is not None and state.id in {item.id for item in patch.active(lm.model)}
+        on = record.is_on(lm, state)
         with record.timed(seconds, "targets"):
             texts = ("", *self.texts(lm))  # before the state is on: the unedited model writes them
         with ExitStack() as stack:
-            if state is not None and not on:
-                stack.enter_context(state.on(lm.model))
+            stack.enter_context(record.resumed(lm, state))
             with record.timed(seconds, "attribution"):
                 plan = explained.plan(lm, edits, self.config, self.layers(lm))
             with record.timed(seconds, "targets"):

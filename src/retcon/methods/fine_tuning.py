@@ -14,7 +14,7 @@ from retcon import forward, patch, tokens
 from retcon.errors import RetconError
 from retcon.lm import LM
 from retcon.methods.family import edited_layers
-from retcon.methods.record import as_patch, timed
+from retcon.methods.record import as_patch, resumed, timed
 from retcon.methods.training import (
     Change,
     Objective,
@@ -123,8 +123,7 @@ class FineTuning:
             rows = rows_of(lm, edits, self.objective, eos=self.config.eos)
             texts = texts_of(lm, retain)
         with ExitStack() as stack:
-            if state is not None and state.id not in {item.id for item in patch.active(lm.model)}:
-                stack.enter_context(state.on(lm.model))
+            stack.enter_context(resumed(lm, state))
             with timed(seconds, "solve"):
                 change = self.change(lm, self.paths(lm))
                 trained = train(lm, rows, change, self.config, retain=texts)

@@ -1,27 +1,27 @@
 """GRACE: a codebook beside one layer, whose keys are prompts and whose values are outputs (arXiv 2211.11031)."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retcon import patch, progress, stats, tokens
-from retcon.errors import PatchError, RetconError, RetconWarning
+from retcon import progress, stats, tokens
+from retcon.errors import RetconError, RetconWarning
 from retcon.lm import LM
 from retcon.methods.grace_rows import Site, question, read_places
 from retcon.methods.grace_run import Run
 from retcon.methods.grace_state import Growth, Memory
-from retcon.methods.record import as_patch, timed
+from retcon.methods.memories import chosen_layer, last_part, name_of, put_on, without_edits
+from retcon.methods.record import as_patch, resumed, timed
 from retcon.patch import Codebook, Entry, Patch
 from retcon.patch.chain import chained, parts_of
 from retcon.precision import Precision
 from retcon.requests import Edit, to_dict
-from retcon.storage import digest
 from retcon.targets import Store
 
 __all__ = ["GRACE", "GRACEConfig", "without"]
@@ -104,12 +104,7 @@ class GRACE:
         Raises:
             RetconError: it is not there.
         """
-        n, layer = lm.arch.n_layers, self.config.layer
-        if layer is None:
-            return round(_DEPTH * (n - 1))
-        if not 0 <= layer < n:
-            raise RetconError(f"layer {layer} does not fit; name one of 0 to {n - 1}")
-        return layer
+        return chosen_layer(lm, self.config.layer, round(_DEPTH * (lm.arch.n_layers - 1)))
 
     def edit(
         self,
@@ -142,22 +137,14 @@ class GRACE:
         old = self._codebook(state, path)
         seconds = {"statistics": 0.0, "targets": 0.0, "solve": 0.0}
         with ExitStack() as stack:
-            if state is not None and state.id not in {item.id for item in patch.active(lm.model)}:
-                stack.enter_context(state.on(lm.model))
+            stack.enter_context(resumed(lm, state))
             codebook, info = self._entered(lm, path, edits, retain, state, old, seconds)
             alone = as_patch(lm, self.name, self.config, edits, {path: codebook}, None, {}, seconds, info)
-        if state is None:
-            return alone
-        whole = state.then({}, alone.history[0], base=alone.base, info=alone.info)
-        below = state.entries.get(path)
-        parts = [] if below is None else list(parts_of(below))
-        entry = chained([*(parts[:-1] if old is not None else parts), codebook])
-        return replace(whole, entries={**whole.entries, path: entry})
+        return put_on(state, alone, path, codebook, in_place=old is not None)
 
     def _codebook(self, state: Patch | None, path: str) -> Codebook | None:
         """The codebook to go on from: the state's, where it is the last thing that acts on the projection."""
-        entry = None if state is None else state.entries.get(path)
-        last = None if entry is None else parts_of(entry)[-1]
+        last = last_part(state, path)
         if not isinstance(last, Codebook):
             return None
         if last.mode != self.config.replacement or last.strength != 1:
@@ -196,11 +183,11 @@ class GRACE:
             layer=self.layer(lm), path=path, mode=config.replacement, steps=config.steps, lr=config.lr,
             stop=config.stop, precision=config.precision,
         )  # fmt: skip
-        names = [_name(to_dict(edit)) for edit in edits]
+        names = [name_of(to_dict(edit)) for edit in edits]
         run = Run(lm, site, memory, asked, seen, names, seconds, end_token=config.end_token)
         run.cold = config.seed if config.start == "cold" else None
         run.values = [] if old is None else list(old.values)
-        run.earlier = {} if state is None else {_name(record): record for record in _records(state)}
+        run.earlier = {} if state is None else {name_of(record): record for record in _records(state)}
         with progress.task("facts", len(edits)) as advance:
             for number in range(len(edits)):
                 run.take(number)
@@ -249,17 +236,7 @@ def without(made: Patch, ids: Iterable[str]) -> Patch:
             parts.append(_shrunk(part, mine) if isinstance(part, Codebook) and mine else part)
             found |= set(mine)
         entries[path] = chained(parts)
-    if missing := [name for name in wanted if name not in found]:
-        raise PatchError(f"there is no edit {missing[0]!r} in patch {made.id}; `patch.edits` lists them")
-    steps = []
-    for step in made.history:
-        own = step.method == GRACE.name
-        left = tuple(record for record in step.edits if not (own and _name(record) in found))
-        if left or not own:
-            steps.append(replace(step, edits=left))
-    if steps:
-        steps[0] = replace(steps[0], parent=made.parent)
-    return Patch(entries, made.base, tuple(steps), made.state, made.info)
+    return without_edits(made, GRACE.name, entries, wanted, found)
 
 
 def _shrunk(codebook: Codebook, names: Sequence[str]) -> Codebook:
@@ -272,13 +249,6 @@ def _shrunk(codebook: Codebook, names: Sequence[str]) -> Codebook:
         memory.keys.clone(), values, memory.radii, memory.labels, memory.queries.clone(), memory.owners, memory.names,
         **settings,
     )  # fmt: skip
-
-
-def _name(record: Mapping[str, Any]) -> str:
-    """The id of an edit, from its record; made from its texts where it has none."""
-    given = record.get("id")
-    texts = [record.get(key) for key in ("prompt", "subject", "target_new")]
-    return digest(texts)[:12] if given is None else str(given)
 
 
 def _records(state: Patch) -> list[dict[str, Any]]:

@@ -169,8 +169,7 @@ def edit_layers(
             extra = method.prepare(lm, paths, known, retain, run.notes)
         with run.timed("targets"):
             texts = ("", *method.texts(lm))  # before the state is on: the unedited model writes them
-        if state is not None and state.id not in {item.id for item in patch.active(lm.model)}:
-            stack.enter_context(state.on(lm.model))
+        stack.enter_context(record.resumed(lm, state))
         work = _Batch(method, lm, edits, layers, texts, known, extra, retain, state, stores, run)
         for number in range(config.rounds):
             if not work.round(number):

@@ -15,7 +15,7 @@ from retcon.lm import LM
 from retcon.patch import Entry, Patch, Step
 from retcon.requests import Edit, to_dict
 
-__all__ = ["as_patch", "joined", "timed"]
+__all__ = ["as_patch", "is_on", "joined", "resumed", "timed"]
 
 
 def as_patch(
@@ -73,6 +73,21 @@ def joined(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "targets_cached": sum(info["targets_cached"] for info in infos),
         "facts": [fact for info in infos for fact in info["facts"]],
     }
+
+
+def is_on(lm: LM, state: Patch | None) -> bool:
+    """Whether the caller runs the state already."""
+    return state is not None and state.id in {item.id for item in patch.active(lm.model)}
+
+
+@contextmanager
+def resumed(lm: LM, state: Patch | None) -> Iterator[None]:
+    """Run the model with the state on, whether or not the caller runs it already."""
+    if state is None or is_on(lm, state):
+        yield
+        return
+    with state.on(lm.model):
+        yield
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from retcon.errors import PatchError, RetconError, RetconWarning, UnsupportedMod
 from retcon.lm import LM
 from retcon.methods.family import edited_layers
 from retcon.methods.gradients import Answers, read_answers
-from retcon.methods.record import as_patch, joined
+from retcon.methods.record import as_patch, is_on, joined
 from retcon.patch import LowRank, Patch
 from retcon.patch.base import projection
 from retcon.precision import Precision
@@ -185,7 +185,7 @@ class UltraEdit:
         if min(self.config.turn, self.config.micro_batch) < 1:
             raise RetconError("turn and micro_batch count edits; give at least 1")
         paths = self.paths(lm)
-        held = state is not None and state.id in {item.id for item in patch.active(lm.model)}
+        held = is_on(lm, state)
         written: dict[str, LowRank] = {}
         infos = []
         with progress.task("facts", len(edits)) as advance:

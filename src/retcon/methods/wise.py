@@ -2,15 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
-from retcon import patch
-from retcon.errors import PatchError, RetconError
+from retcon.errors import RetconError
 from retcon.lm import LM
-from retcon.methods.record import as_patch
+from retcon.methods.memories import chosen_layer, last_part, put_on, without_edits
+from retcon.methods.record import as_patch, resumed
 from retcon.methods.wise_config import WISEConfig, check
-from retcon.methods.wise_run import Run, name_of
+from retcon.methods.wise_run import Run
 from retcon.patch import Entry, Gated, Patch
 from retcon.patch.chain import chained, parts_of
 from retcon.patch.gated import ACTIVATIONS
@@ -53,12 +52,7 @@ class WISE:
         Raises:
             RetconError: it is not there.
         """
-        n, layer = lm.arch.n_layers, self.config.layer
-        if layer is None:
-            return int(_DEPTH * n)
-        if not 0 <= layer < n:
-            raise RetconError(f"layer {layer} does not fit; name one of 0 to {n - 1}")
-        return layer
+        return chosen_layer(lm, self.config.layer, int(_DEPTH * lm.arch.n_layers))
 
     def edit(
         self,
@@ -93,23 +87,15 @@ class WISE:
         old = self._memories(state, path, activation)
         seconds = {"statistics": 0.0, "targets": 0.0, "solve": 0.0}
         with ExitStack() as stack:
-            if state is not None and state.id not in {item.id for item in patch.active(lm.model)}:
-                stack.enter_context(state.on(lm.model))
+            stack.enter_context(resumed(lm, state))
             run = Run(self.config, lm, path, activation, edits, retain, state, old, seconds)
             entry, info = run.written()
             alone = as_patch(lm, self.name, self.config, edits, {path: entry}, None, {}, seconds, info)
-        if state is None:
-            return alone
-        whole = state.then({}, alone.history[0], base=alone.base, info=alone.info)
-        below = state.entries.get(path)
-        parts = [] if below is None else list(parts_of(below))
-        joined = chained([*(parts[:-1] if old is not None else parts), entry])
-        return replace(whole, entries={**whole.entries, path: joined})
+        return put_on(state, alone, path, entry, in_place=old is not None)
 
     def _memories(self, state: Patch | None, path: str, activation: str) -> Gated | None:
         """The memories to go on from: the state's, where they are the last thing that acts on the projection."""
-        entry = None if state is None else state.entries.get(path)
-        last = None if entry is None else parts_of(entry)[-1]
+        last = last_part(state, path)
         if not isinstance(last, Gated):
             return None
         if (last.score, last.activation) != (self.config.score, activation) or last.strength != 1:
@@ -141,17 +127,7 @@ def without(made: Patch, ids: Iterable[str]) -> Patch:
             parts.append(part.without(sorted(mine)) if isinstance(part, Gated) and mine else part)
             found |= mine
         entries[path] = chained(parts)
-    if missing := sorted(wanted - found):
-        raise PatchError(f"there is no edit {missing[0]!r} in patch {made.id}; `patch.edits` lists them")
-    steps = []
-    for step in made.history:
-        gone = [step.method == WISE.name and name_of(record) in found for record in step.edits]
-        left = tuple(record for record, out in zip(step.edits, gone, strict=True) if not out)
-        if left or not any(gone):
-            steps.append(replace(step, edits=left))
-    if steps:
-        steps[0] = replace(steps[0], parent=made.parent)
-    return Patch(entries, made.base, tuple(steps), made.state, made.info)
+    return without_edits(made, WISE.name, entries, sorted(wanted), found)
 
 
 def _activation(lm: LM) -> str:

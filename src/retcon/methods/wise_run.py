@@ -1,6 +1,6 @@
 """WISE's edits on their way into side memories, one after the other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from retcon import forward, patch, progress, tokens
 from retcon.lm import LM
+from retcon.methods.memories import name_of
 from retcon.methods.record import timed
 from retcon.methods.wise_config import WISEConfig
 from retcon.methods.wise_shards import Margins, Shards, generator
@@ -17,9 +18,8 @@ from retcon.methods.wise_train import Site, clean_batches, edit_rows, prompts_of
 from retcon.patch import Gated, Patch
 from retcon.patch.gated import Memory
 from retcon.requests import Edit, from_dict, to_dict
-from retcon.storage import digest
 
-__all__ = ["Run", "name_of"]
+__all__ = ["Run"]
 
 _WORDS = ("I", "You", "Because", "Yes", "Q: ")
 _LENGTHS = (5, 10)
@@ -176,10 +176,3 @@ def _ordinary(lm: LM, seed: int) -> list[str]:
         lm, starts, max_new_tokens=_OPENING_LENGTH, seed=seed, stop_at_eos=False, label="ordinary texts"
     )
     return [word + tokens.decode(lm, ids) for word, ids in zip(_OPENINGS, found, strict=True)]
-
-
-def name_of(record: Mapping[str, Any]) -> str:
-    """The id of an edit, from its record; made from its texts where it has none."""
-    given = record.get("id")
-    texts = [record.get(key) for key in ("prompt", "subject", "target_new")]
-    return digest(texts)[:12] if given is None else str(given)
