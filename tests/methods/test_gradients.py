@@ -11,7 +11,7 @@ from retcon import hooks, tokens
 from retcon.errors import RequestError
 from retcon.lm import LM
 from retcon.methods.gradients import read_answers
-from retcon.methods.ultraedit import mlp_in
+from retcon.methods.mlp_sites import mlp_in
 from retcon.requests import Edit
 from retcon.testing import tiny_edits, tiny_model, tiny_tokenizer
 

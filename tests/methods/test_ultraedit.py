@@ -15,7 +15,8 @@ from retcon import solve, tokens
 from retcon.errors import RetconError, RetconWarning, UnsupportedModel
 from retcon.lm import LM
 from retcon.methods.gradients import read_answers
-from retcon.methods.ultraedit import Normaliser, UltraEdit, UltraEditConfig, mlp_in
+from retcon.methods.mlp_sites import mlp_in
+from retcon.methods.ultraedit import Normaliser, UltraEdit, UltraEditConfig
 from retcon.patch import Patch
 from retcon.requests import Edit
 from retcon.testing import FAMILIES, check_method, tiny_edits, tiny_model, tiny_tokenizer

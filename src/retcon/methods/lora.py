@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retcon.errors import RetconError, UnsupportedModel
+from retcon.errors import RetconError
 from retcon.lm import LM
 from retcon.methods.family import edited_layers
 from retcon.methods.fine_tuning import FineTuning, trained_dtype
+from retcon.methods.mlp_sites import Site, mlp_paths, refusal
 from retcon.methods.training import Change, Schedule, TrainingConfig
-from retcon.methods.ultraedit import Site, mlp_in
 from retcon.patch import Entry, LowRank
 from retcon.patch.base import projection
 
@@ -58,11 +58,7 @@ class LoRA(FineTuning):
 
     def unsupported(self, lm: LM) -> str | None:
         """Why a model cannot be edited; None where it can."""
-        try:
-            self.paths(lm)
-        except UnsupportedModel as error:
-            return str(error)
-        return None
+        return refusal(lambda: self.paths(lm))
 
     def paths(self, lm: LM) -> list[str]:
         """Module paths of the adapted projections, from below.
@@ -71,14 +67,8 @@ class LoRA(FineTuning):
             RetconError: a layer is not there, or no site is named.
             UnsupportedModel: a layer's MLP has no projections that read the residual stream.
         """
-        if not self.config.sites:
-            raise RetconError("sites is empty; name mlp_in, mlp_out or both")
         chosen = range(lm.arch.n_layers) if self.config.layers is None else self.config.layers
-        found = []
-        for layer in edited_layers(lm, chosen):
-            found += mlp_in(lm, layer) if "mlp_in" in self.config.sites else []
-            found += [lm.arch.mlp_out[layer]] if "mlp_out" in self.config.sites else []
-        return found
+        return mlp_paths(lm, edited_layers(lm, chosen), self.config.sites)
 
     def change(self, lm: LM, paths: Sequence[str]) -> Change:
         """Factors whose product is zero; A is drawn from the seed.

@@ -12,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retcon import patch, progress, solve
-from retcon.errors import PatchError, RetconError, RetconWarning, UnsupportedModel
+from retcon.errors import RetconError, RetconWarning
 from retcon.lm import LM
 from retcon.methods.family import edited_layers
 from retcon.methods.gradients import Answers, read_answers
+from retcon.methods.mlp_sites import Site, mlp_paths, refusal
 from retcon.methods.record import as_patch, is_on, joined
 from retcon.patch import LowRank, Patch
 from retcon.patch.base import projection
@@ -23,9 +24,7 @@ from retcon.precision import Precision
 from retcon.requests import Edit
 from retcon.targets import Store
 
-__all__ = ["Normaliser", "UltraEdit", "UltraEditConfig", "mlp_in"]
-
-Site = Literal["mlp_in", "mlp_out"]
+__all__ = ["Normaliser", "UltraEdit", "UltraEditConfig"]
 
 _HUGE = 30
 """Fall of the loss, to first order and in units of itself, above which a warning is given."""
@@ -136,11 +135,7 @@ class UltraEdit:
 
     def unsupported(self, lm: LM) -> str | None:
         """Why a model cannot be edited; None where it can."""
-        try:
-            self.paths(lm)
-        except UnsupportedModel as error:
-            return str(error)
-        return None
+        return refusal(lambda: self.paths(lm))
 
     def paths(self, lm: LM) -> list[str]:
         """Module paths of the edited projections, from below.
@@ -149,13 +144,8 @@ class UltraEdit:
             RetconError: a layer is not there, or no site is named.
             UnsupportedModel: a layer's MLP has no projections that read the residual stream.
         """
-        if not self.config.sites:
-            raise RetconError("sites is empty; name mlp_in, mlp_out or both")
-        found = []
-        for layer in _window(lm) if self.config.layers is None else edited_layers(lm, self.config.layers):
-            found += mlp_in(lm, layer) if "mlp_in" in self.config.sites else []
-            found += [lm.arch.mlp_out[layer]] if "mlp_out" in self.config.sites else []
-        return found
+        layers = _window(lm) if self.config.layers is None else edited_layers(lm, self.config.layers)
+        return mlp_paths(lm, layers, self.config.sites)
 
     def edit(
         self,
@@ -271,33 +261,6 @@ def _window(lm: LM) -> range:
     """Up to five layers that end below the last one, and leave out the first."""
     last = max(lm.arch.n_layers - 2, 0)
     return range(max(last - 4, min(1, last)), last + 1)
-
-
-def mlp_in(lm: LM, layer: int) -> list[str]:
-    """Module paths of the projections through which a layer's MLP reads the residual stream: gate and up, or one.
-
-    They stand beside the MLP's output projection, or, where that is a child of the block itself (OPT), outside the
-    attention.
-
-    Raises:
-        UnsupportedModel: there is none.
-    """
-    block, out = lm.arch.blocks[layer], lm.arch.mlp_out[layer]
-    attention = lm.arch.attn_out[layer].removeprefix(f"{block}.").partition(".")[0]
-    parent = out.rpartition(".")[0]
-    found = []
-    for name, _ in lm.module(parent).named_modules(prefix=parent):
-        try:
-            _, (_, d_in), _ = projection(lm.model, name)
-        except PatchError:
-            continue
-        if name != out and d_in == lm.arch.d_model and not name.startswith(f"{block}.{attention}."):
-            found.append(name)
-    if not found:
-        raise UnsupportedModel(
-            f"beside {out} ({lm.arch.family}) no projection reads the residual stream; edit the site mlp_out alone"
-        )
-    return found
 
 
 def _name(shape: tuple[int, int]) -> str:
