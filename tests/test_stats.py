@@ -217,13 +217,23 @@ def test_what_decides_a_moment_is_in_its_key(what: str) -> None:
 def test_a_damaged_cache_is_made_anew(damage: str, cache_folder: Path) -> None:
     lm = new()
     path = lm.arch.mlp_out[1]
-    first = stats.moments(lm, [path], TEXTS)[path]
+    first = stats.moments(lm, [path], TEXTS)[path].second.clone()  # read from the file that is about to be damaged
     (file,) = (cache_folder / "moments").iterdir()
     if damage == "truncated":
         file.write_bytes(file.read_bytes()[:-100])
     else:
         save_file({"second" if damage == "no header" else "first": torch.eye(3)}, file)
-    assert torch.equal(stats.moments(lm, [path], TEXTS)[path].second, first.second)
+    assert torch.equal(stats.moments(lm, [path], TEXTS)[path].second, first)
+
+
+def test_moments_that_are_gone_when_they_are_asked_for_are_named(cache_folder: Path) -> None:
+    lm = new()
+    path = lm.arch.mlp_out[1]
+    found = stats.moments(lm, [path], TEXTS)
+    (file,) = (cache_folder / "moments").iterdir()
+    file.unlink()
+    with pytest.raises(RetconError, match=r"gone from the cache.*run the command again"):
+        _ = found[path]
 
 
 def test_an_interrupted_write_leaves_nothing(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ on, the consumed token ids. A few times the key width of tokens is enough (arXiv
 import gzip
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +56,8 @@ def moments(
     tokens_wanted: int | None = None,
     seed: int = 0,
     cached: bool = True,
-) -> dict[str, Moments]:
-    """Second moments of the inputs of the projections at `paths`.
+) -> Mapping[str, Moments]:
+    """Second moments of the inputs of the projections at `paths`; those in the cache are read when they are asked for.
 
     Args:
         lm: the model.
@@ -74,21 +74,17 @@ def moments(
     wanted = tokens_wanted or _usual(lm, source)
     state = _state(lm)
     rows, provenance = _rows(lm, source, wanted, seed, state if cached else None)
+    count = provenance["tokens"]
     key = storage.digest(state, provenance["ids_sha256"], "moments-1")[:24]
     folder = storage.cache_dir("moments")
-    found: dict[str, Moments] = {}
-    if cached:
-        for path in paths:
-            kept = _read(folder / f"{key}-{path}.safetensors")
-            if kept is not None:
-                found[path] = kept
-    missing = [path for path in paths if path not in found]
+    if not cached:
+        return {path: Moments(second, count, provenance) for path, second in _collect(lm, paths, rows).items()}
+    files = {path: folder / f"{key}-{path}.safetensors" for path in paths}
+    missing = [path for path, file in files.items() if _read(file) is None]
     if missing:
         for path, second in _collect(lm, missing, rows).items():
-            found[path] = Moments(second, provenance["tokens"], provenance)
-            if cached:
-                _write(folder / f"{key}-{path}.safetensors", found[path])
-    return {path: found[path] for path in paths}
+            _write(files[path], Moments(second, count, provenance))
+    return _Kept(files)
 
 
 def held_out(
@@ -303,6 +299,25 @@ def _own_text(lm: LM, wanted: int, seed: int, state: str | None) -> list[list[in
 
 
 # ------------------------------------------------------------------------------------------------ the cache
+
+
+class _Kept(Mapping[str, Moments]):
+    """Moments in files, each read anew when it is asked for: those of all layers at once would fill memory."""
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self._files = files
+
+    def __getitem__(self, path: str) -> Moments:
+        found = _read(self._files[path])
+        if found is None:
+            raise RetconError(f"{self._files[path]} has gone from the cache or is damaged; run the command again")
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
 
 
 def _write(path: Path, value: Moments) -> None:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from retcon import forward, hooks, patch, progress, tokens
+from retcon import forward, hooks, memory, patch, progress, tokens
 from retcon.arch import frozen
 from retcon.forward import Aligned
 from retcon.lm import LM
@@ -156,8 +156,8 @@ class Sweep:
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
-        for chunk in self._chunks:
-            chunk.states = None
+        self._chunks.clear()
+        memory.give_back()
 
     def read(self, layer: int, top: int, *, bare_only: bool = False) -> Reading:
         """Keys of `layer`, states and outputs of block `top`, with all changes so far on; layers are read from below.

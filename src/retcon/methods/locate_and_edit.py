@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retcon import forward, patch, solve, stats, targets, templates
+from retcon import forward, memory, patch, precision, solve, stats, targets, templates
 from retcon.errors import RetconError, RetconWarning
 from retcon.lm import LM
 from retcon.methods import record
@@ -286,9 +286,10 @@ class _Batch:
         ]
         asked = [(row.ids[: len(row.ids) - len(row.target) + 1], [row.target]) for row in rows]
         least = [0.0] * len(self.edits)
-        with self.run.timed("targets"):
+        with self.run.timed("targets"), precision.autocast(self.lm, config.precision):
             for row, (found,) in zip(rows, forward.score(self.lm, asked), strict=True):
                 least[row.fact] = min(least[row.fact], *found.logprobs)
+        memory.give_back()
         unsure = sorted((i for i, value in enumerate(least) if value < bound), key=lambda i: least[i])
         return sorted(unsure[: max(_TAKEN_UP, math.ceil(config.again * len(least)))])
 
@@ -314,7 +315,7 @@ class _Batch:
         return LowRank(factors.U.float(), factors.V.float())
 
 
-def moments(lm: LM, paths: Sequence[str], config: LocateAndEditConfig) -> dict[str, stats.Moments]:
+def moments(lm: LM, paths: Sequence[str], config: LocateAndEditConfig) -> Mapping[str, stats.Moments]:
     """The statistics of the projections at `paths`; none where C = I."""
     if config.statistics == "none":
         return {}

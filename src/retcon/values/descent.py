@@ -37,7 +37,7 @@ def search(
     start: FromBase | None = None,
     radius: FromBase | None = None,
     numbers: Sequence[int] | None = None,
-    chunk_tokens: int = 256,
+    chunk_tokens: int = 192,
     fast: bool | None = None,
     advance: Callable[[float], None] = lambda _done: None,
 ) -> Found:
