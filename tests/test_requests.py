@@ -107,6 +107,9 @@ def test_a_wrong_edit_says_what_to_do(fields: tuple[Any, ...], sentence: str) ->
 def test_probes_cases_and_questions_are_checked_too() -> None:
     assert Probe("Berlin is in ", ("Germany ",)) == Probe("Berlin is in", ("Germany",))
     assert Forget("Who wrote it? ", " Ann ").answer == "Ann"
+    assert Forget("Who?", "Ann", aliases=(" Anne ",)).aliases == ("Anne",)
+    with pytest.raises(RequestError, match="an alias is empty"):
+        Forget("Who?", "Ann", aliases=("Anne", " "))
     with pytest.raises(RequestError, match="has no answer"):
         Probe("Berlin is in", ())
     with pytest.raises(RequestError, match=r"of paraphrases holds \{\}; write the subject out"):

@@ -83,17 +83,27 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """A question whose answer the model should no longer give."""
+    """A question whose answer the model should no longer give: what a method may see of it.
+
+    Raises:
+        RequestError: a text is empty or broken.
+    """
 
     question: str
     answer: str
     subject: str | None = None
+    aliases: tuple[str, ...] = ()
+    """Other wordings of the answer."""
+    group: str | None = None
+    """What questions that belong together share, such as the document they are about."""
+    id: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "question", _text(self.question, "the question").rstrip(" "))
         object.__setattr__(self, "answer", _text(self.answer, "the answer").strip())
         if self.subject is not None:
             object.__setattr__(self, "subject", _text(self.subject, "the subject").strip())
+        object.__setattr__(self, "aliases", tuple(_text(alias, "an alias").strip() for alias in self.aliases))
 
 
 def _text(value: object, name: str) -> str:
