@@ -15,6 +15,7 @@ MEASUREMENTS: dict[str, Callable[[], None]] = {
     "quality_rome_1": partial(quality.single, "rome"),
     "cost_statistics": costs.statistics,
     "cost_evaluation": costs.evaluation,
+    "cost_locating": costs.locating,
     **methods.cells(),
     **ece.cells(),
     **eamet.cells(),

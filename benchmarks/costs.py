@@ -1,4 +1,4 @@
-"""What the rest costs: statistics, and evaluation against the model's bare forward rate."""
+"""What the rest costs: statistics, locating, and evaluation against the model's bare forward rate."""
 
 from typing import Any
 
@@ -8,7 +8,10 @@ from benchmarks import common
 from retcon import forward, stats, tokens
 from retcon.evaluate import evaluate
 from retcon.lm import LM
+from retcon.locate import How, Kind, Tracing, attribute, suggest, trace
 from retcon.methods.family import edited_layers
+
+TRACED, SUGGESTED = 10, 30
 
 
 def statistics() -> None:
@@ -20,6 +23,33 @@ def statistics() -> None:
         found, seconds = common.timed(lambda source=source: stats.moments(lm, paths, source, cached=False))
         figures[name] = {"seconds": round(seconds, 1), "tokens": found[paths[0]].count}
     common.keep("cost_statistics", figures, lm)
+
+
+def locating() -> None:
+    """Seconds a fact of tracing with three noises and one kind of state, at every token and layer, and of attribution;
+    then the layers that facts suggest."""
+    lm = LM.load(common.MODEL)
+    edits = [case.edit for case in common.cases(SUGGESTED)]
+    trace(lm, edits[:1], Tracing(noises=3))  # probes
+    figures: dict[str, Any] = {"noises": 3, "facts": TRACED}
+    kinds: tuple[Kind, ...] = ("hidden", "mlp", "attn")
+    for kind in kinds:
+        _, seconds = common.timed(lambda kind=kind: trace(lm, edits[:TRACED], Tracing(kind=kind, noises=3)))
+        figures[f"tracing_{kind}_seconds_per_fact"] = round(seconds / TRACED, 2)
+    layers = range(lm.arch.n_layers)
+    ways: tuple[How, ...] = ("gradient", "integrated")
+    for how in ways:
+        _, seconds = common.timed(lambda how=how: attribute(lm, edits[:TRACED], layers, how=how))
+        figures[f"attribution_{how}_seconds_per_fact"] = round(seconds / TRACED, 2)
+    found, seconds = common.timed(lambda: suggest(lm, edits, width=len(edited_layers(lm, None))))
+    figures["suggestion"] = {
+        "facts_given": found.given,
+        "facts_known": found.used,
+        "seconds": round(seconds, 1),
+        "windows": {kind: list(window) for kind, window in found.windows.items()},
+        "rule_of_depth": list(edited_layers(lm, None)),
+    }
+    common.keep("cost_locating", figures, lm)
 
 
 def evaluation() -> None:

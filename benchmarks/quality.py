@@ -38,6 +38,7 @@ def judge(lm: LM, method: Method, patch: Patch, cases: list[Case], sample: int |
     figures = {
         "method": method.name,
         "n": n,
+        "efficacy_of_all": common.mean(common.held(lm, [case.edit for case in cases], patch)),
         **common.reached(report),
         "seconds": {**seconds, "evaluation": round(report.seconds, 1)},
         "seconds_per_edit": round((seconds["targets"] + seconds["solve"]) / n, 3),

@@ -80,6 +80,46 @@ def test_score_is_that_of_single_plain_rows(family: str, batch_tokens: int) -> N
     agree(found, wanted)
 
 
+def alike(starts: Sequence[int] = (9, 20), each: int = 17) -> Items:
+    """Prompts that begin with one of some common texts, in an order of their own, and a few that begin otherwise."""
+    draw = random.Random(1)
+
+    def ids(n: int) -> list[int]:
+        return [draw.randrange(3, 500) for _ in range(n)]
+
+    heads = [ids(n) for n in starts]
+    asked: Items = [(head + ids(draw.randint(1, 9)), [ids(draw.randint(1, 4))]) for head in heads for _ in range(each)]
+    asked += [(prompt, [*texts, ids(1)]) for prompt, texts in asked[:3]] + items(5)
+    draw.shuffle(asked)
+    return asked
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_that_begin_alike_score_as_single_plain_rows(family: str) -> None:
+    it, asked = lm(family), alike()
+    wanted = [[plain_score(it.model, prompt, c) for c in continuations] for prompt, continuations in asked]
+    agree(forward.score(it, asked, batch_tokens=64), wanted)
+
+
+def test_what_rows_begin_with_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    it, asked = lm("llama"), alike()
+    assert forward.cache_holds(it)
+    run: list[int] = []
+
+    def counted(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+        run.append(int(kwargs["attention_mask"][:, -kwargs["input_ids"].shape[1] :].sum()))
+
+    def tokens_run() -> int:
+        run.clear()
+        with it.model.register_forward_pre_hook(counted, with_kwargs=True):
+            forward.score(it, asked)
+        return sum(run)
+
+    shared = tokens_run()
+    monkeypatch.setattr(forward, "_SAVED_TOKENS", 10**9)
+    assert tokens_run() - shared == (17 + 3 - 1) * 9 + 16 * 20  # three of the first text's rows are there twice
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "bloom", "cohere"])
 def test_score_without_caches(family: str) -> None:
     it = lm(family)

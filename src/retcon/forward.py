@@ -6,12 +6,13 @@ the right. So one cached prefix serves all that follows, and index differences a
 ALiBi).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig
@@ -30,6 +31,7 @@ __all__ = [
     "call",
     "entered_at",
     "entry_holds",
+    "expanded",
     "filled",
     "gathered_head",
     "greedy",
@@ -166,6 +168,8 @@ def with_placeholders(run: Sequence[tuple[Tensor, Tensor]], first: int) -> list[
     return [(keys, values)] * first + list(run)
 
 
+_SHARED_TOKENS, _SAVED_TOKENS = 8, 128
+"""First tokens by which rows that begin alike are found, and tokens saved from which on a run of their own pays."""
 _CACHE_SHARE = 12
 """A batch that generates may hold this many times as many tokens in its cache as one forward runs."""
 
@@ -185,7 +189,7 @@ def score(
     """Score the continuations of each prompt, running each prompt once.
 
     A prompt and its longest continuation are one row; further continuations of one token cost nothing, longer ones run
-    against the prompt's cached keys and values.
+    against the prompt's cached keys and values. What many prompts begin with is run once, for all of them.
 
     Args:
         lm: the model, with any patch already on.
@@ -221,11 +225,64 @@ def _score(
     longest = [max(range(len(c)), key=lambda j: len(c[j])) if c else -1 for _, c in items]
     rows = [prompt + (list(c[j][:-1]) if c else []) for (prompt, c), j in zip(items, longest, strict=True)]
     order = sorted((i for i, (_, c) in enumerate(items) if c), key=lambda i: (len(rows[i]), len(items[i][0]), i))
+    starts = _starts(lm, items, rows, order)
     with lm.inference(), progress.task(label, sum(len(rows[i]) for i in order)) as advance:
-        for batch in batches(order, [len(row) for row in rows], batch_tokens):
-            _score_batch(lm, batch, items, longest, rows, found)
-            advance(sum(len(rows[i]) for i in batch))
+        for start, members in _by_start(starts, order).items():
+            past = _past_of(lm, start) if start else []
+            for batch in batches(members, [len(row) - len(start) for row in rows], batch_tokens):
+                _score_batch(lm, batch, items, longest, rows, found, len(start), past)
+                advance(sum(len(rows[i]) for i in batch))
     return found
+
+
+def _starts(
+    lm: LM, items: Sequence[tuple[list[int], Sequence[list[int]]]], rows: Sequence[list[int]], order: Sequence[int]
+) -> dict[int, tuple[int, ...]]:
+    """What rows begin with that enough others begin with too, for those rows for which it is worth a run of its own.
+
+    None where a memory is on the model, which decides by the whole prompt, or where several longer continuations are
+    wanted of a prompt: they go on from it as it stands in its batch.
+    """
+    memories = any(not entry.folds for item in patch.active(lm.model) for entry in item.entries.values())
+    if memories or not cache_holds(lm):
+        return {}
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i in order:
+        prompt, continuations = items[i]
+        if len(prompt) > _SHARED_TOKENS and sum(len(text) > 1 for text in continuations) <= 1:
+            groups.setdefault(tuple(rows[i][:_SHARED_TOKENS]), []).append(i)
+    found: dict[int, tuple[int, ...]] = {}
+    for members in groups.values():
+        first = rows[members[0]][: min(len(items[i][0]) for i in members) - 1]  # the last token is run with the row
+        for i in members:
+            same = (a == b for a, b in zip(first, rows[i], strict=False))
+            first = first[: next((k for k, equal in enumerate(same) if not equal), len(first))]
+        if (len(members) - 1) * len(first) >= _SAVED_TOKENS:
+            found |= dict.fromkeys(members, tuple(first))
+    return found
+
+
+def _by_start(starts: Mapping[int, tuple[int, ...]], order: Sequence[int]) -> dict[tuple[int, ...], list[int]]:
+    """Rows by what they begin with, in order; those that begin as no others do come first."""
+    found: dict[tuple[int, ...], list[int]] = {(): []}
+    for i in order:
+        found.setdefault(starts.get(i, ()), []).append(i)
+    return found
+
+
+def _past_of(lm: LM, start: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of some first tokens, of one row."""
+    row, cache = align([start], [0], lm.device), DynamicCache()
+    none = torch.zeros(1, dtype=torch.long, device=lm.device)
+    with gathered_head(lm, none, none):
+        call(lm, row.ids, row.mask, row.positions, cache)
+    layers: Any = cache.layers
+    return [(layer.keys, layer.values) for layer in layers]
+
+
+def expanded(past: Sequence[tuple[Tensor, Tensor]], rows: int) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of one row, for each of so many rows; nothing is copied."""
+    return [(keys.expand(rows, *keys.shape[1:]), values.expand(rows, *values.shape[1:])) for keys, values in past]
 
 
 def batches(order: Sequence[int], lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
@@ -247,32 +304,39 @@ def _score_batch(
     longest: Sequence[int],
     rows: Sequence[list[int]],
     found: list[list[Scored]],
+    start: int,
+    past: Sequence[tuple[Tensor, Tensor]],
 ) -> None:
-    prompts = [len(items[i][0]) for i in batch]
-    aligned = align([rows[i] for i in batch], prompts, lm.device)
-    at = [(r, aligned.split - 1 + t) for r, i in enumerate(batch) for t in range(len(rows[i]) - prompts[r] + 1)]
+    """Score the continuations of some prompts, of which the first `start` tokens have been run."""
+    prompts = [len(items[i][0]) - start for i in batch]
+    # padding on the left would part rows from their start
+    aligned = align([rows[i][start:] for i in batch], [0] * len(batch) if start else prompts, lm.device)
+    last = [length - 1 for length in prompts] if start else [aligned.split - 1] * len(batch)
+    at = [(r, last[r] + t) for r, i in enumerate(batch) for t in range(len(rows[i]) - start - prompts[r] + 1)]
     others = [(r, j) for r, i in enumerate(batch) for j in range(len(items[i][1])) if j != longest[i]]
     later = [(r, j) for r, j in others if len(items[batch[r]][1][j]) > 1]
-    cache = DynamicCache() if later else None
+    mask = F.pad(aligned.mask, (start, 0), value=1)
+    cache = filled(expanded(past, len(batch))) if start else DynamicCache() if later else None
     with patch.prompts(lm.model, aligned.split - 1):
-        logits = _logits(lm, aligned.ids, aligned.mask, aligned.positions, at, cache)
+        logits = _logits(lm, aligned.ids, mask, aligned.positions + start, at, cache)
     totals = logits.logsumexp(-1)
     best = logits.argmax(-1)
     where, columns, wanted, slots = 0, [], [], []
-    starts = []
+    firsts = []
     for r, i in enumerate(batch):
-        starts.append(where)
+        firsts.append(where)
         for t, token in enumerate(items[i][1][longest[i]]):
             columns.append(where + t)
             wanted.append(token)
         slots.append((i, longest[i], len(items[i][1][longest[i]])))
-        where += len(rows[i]) - prompts[r] + 1
+        where += len(rows[i]) - start - prompts[r] + 1
     for r, j in others:
-        columns.append(starts[r])
+        columns.append(firsts[r])
         wanted.append(items[batch[r]][1][j][0])
         slots.append((batch[r], j, 1))
     _write(found, slots, logits, totals, best, columns, wanted)
-    if cache is not None:
+    if later:
+        assert cache is not None
         _score_later(lm, batch, items, later, aligned, cache, found)
 
 

@@ -209,7 +209,7 @@ class Sweep:
             outputs = stack.enter_context(hooks.record(modules, "output", stop_after=ends[-1] if ends else None))
             stack.enter_context(hooks.stoppable())
             if chunk.start is not None:
-                cache = forward.filled([_expanded(kept, len(chunk.rows)) for kept in chunk.start.past])
+                cache = forward.filled(forward.expanded(chunk.start.past, len(chunk.rows)))
             elif chunk.kind == "start":
                 cache = DynamicCache()
             forward.call(lm, chunk.rows.ids, chunk.rows.mask, chunk.rows.positions, cache)
@@ -229,9 +229,3 @@ class Sweep:
         if chunk.kind == "bare":
             seen |= {"state": at_site(outputs[last]), "output": at_site(outputs[written])}
         return seen
-
-
-def _expanded(kept: tuple[Tensor, Tensor], rows: int) -> tuple[Tensor, Tensor]:
-    """Keys and values of one row, for each of so many rows."""
-    keys, values = (x.expand(rows, *x.shape[1:]) for x in kept)
-    return keys, values

@@ -8,6 +8,7 @@ import torch
 
 from retcon.lm import LM
 from retcon.methods import MEMIT, MEMITConfig
+from retcon.methods.locate_and_edit import taken_up
 from retcon.patch import Patch
 from retcon.requests import Edit
 from retcon.testing import tiny_edits, tiny_model, tiny_tokenizer
@@ -54,3 +55,16 @@ def test_a_later_round_takes_up_the_least_sure_and_no_more_than_its_share() -> N
     for again, wanted in ((0.0, 10), (0.9, 12)):
         patch = _edited(lm, edits, rounds=2, again=again, stop_probability=0.999999, stop=0.0)
         assert sum(fact["rounds"] == 2 for fact in patch.info["facts"]) == wanted
+
+
+def test_facts_that_fail_under_the_bare_prompt_are_taken_up_before_those_that_fail_in_other_rows() -> None:
+    bare = [-0.01, -3.0, -0.02, -9.0, -0.01]
+    least = [-8.0, -3.5, -7.0, -9.0, -0.05]
+    assert [taken_up(bare, least, -0.1, most) for most in range(6)] == [
+        [],
+        [3],
+        [1, 3],
+        [0, 1, 3],
+        [0, 1, 2, 3],
+        [0, 1, 2, 3],
+    ]

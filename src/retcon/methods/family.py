@@ -80,8 +80,8 @@ class LocateAndEditConfig:
     """How often targets are sought and written; from the second round on only what the edited model does not yet
     hold. Published methods have one."""
     again: float = 0.35
-    """Share of the facts that such a later round takes up at most (ten in any case), the least sure first, so that its
-    cost stays in proportion."""
+    """Share of the facts that such a later round takes up at most (ten in any case), so that its cost stays in
+    proportion: first those that are not held under the bare prompt, the least sure of each kind before others."""
     seed: int = 0
     """Seed of templates and sampled text."""
 

@@ -37,7 +37,7 @@ from retcon.sweep import Reading, Sweep
 from retcon.targets import Store
 from retcon.values import Found, SearchConfig, rows_of
 
-__all__ = ["LocateAndEdit", "edit_layers", "moments", "residuals"]
+__all__ = ["LocateAndEdit", "edit_layers", "moments", "residuals", "taken_up"]
 
 _TAKEN_UP = 10
 """Facts that a later round takes up in any case."""
@@ -285,13 +285,15 @@ class _Batch:
             row for i, edit in enumerate(self.edits) for row in rows_of(self.lm, edit, self.texts, i, essence=False)
         ]
         asked = [(row.ids[: len(row.ids) - len(row.target) + 1], [row.target]) for row in rows]
-        least = [0.0] * len(self.edits)
+        least, bare = [0.0] * len(self.edits), [0.0] * len(self.edits)
         with self.run.timed("targets"), precision.autocast(self.lm, config.precision):
             for row, (found,) in zip(rows, forward.score(self.lm, asked), strict=True):
-                least[row.fact] = min(least[row.fact], *found.logprobs)
+                lowest = min(found.logprobs)
+                least[row.fact] = min(least[row.fact], lowest)
+                if row.template == 0:
+                    bare[row.fact] = lowest
         memory.give_back()
-        unsure = sorted((i for i, value in enumerate(least) if value < bound), key=lambda i: least[i])
-        return sorted(unsure[: max(_TAKEN_UP, math.ceil(config.again * len(least)))])
+        return taken_up(bare, least, bound, max(_TAKEN_UP, math.ceil(config.again * len(least))))
 
     def _left(self, found: Found, facts: Sequence[int], reading: Reading, site: Site) -> Float[Tensor, "N d"]:
         """What is still to be written: nothing for facts that were not sought."""
@@ -313,6 +315,21 @@ class _Batch:
         except ValueError as error:
             raise RetconError(f"layer {problem.layer}: {error}") from error
         return LowRank(factors.U.float(), factors.V.float())
+
+
+def taken_up(bare: Sequence[float], least: Sequence[float], bound: float, most: int) -> list[int]:
+    """Which facts a later round takes up, in order.
+
+    Args:
+        bare: log-probability of each fact's least likely target token under the bare prompt.
+        least: the same in any of its rows.
+        bound: from which on a fact is held.
+        most: facts taken up. Where more are not held, those come first that are not held under the bare prompt, the
+            least sure of each kind before others.
+    """
+    unsure = [i for i, value in enumerate(least) if value < bound]
+    unsure.sort(key=lambda i: (bare[i] >= bound, bare[i] if bare[i] < bound else least[i]))
+    return sorted(unsure[:most])
 
 
 def moments(lm: LM, paths: Sequence[str], config: LocateAndEditConfig) -> Mapping[str, stats.Moments]:
