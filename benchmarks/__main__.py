@@ -8,7 +8,8 @@ from functools import partial
 from benchmarks import common, costs, eamet, ece, many, methods, quality, speed, table
 
 MEASUREMENTS: dict[str, Callable[[], None]] = {
-    "quality_memit_100": quality.hundred,
+    "quality_memit_100": partial(quality.memit, 100),
+    "quality_memit_1000": partial(quality.memit, 1000, 200),
     "memit": speed.memit,
     "speed_search": speed.search,
     "quality_memit_1": partial(quality.single, "memit"),

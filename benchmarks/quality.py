@@ -6,9 +6,6 @@ from typing import Any
 from benchmarks import common
 from retcon.evaluate import evaluate
 from retcon.lm import LM
-from retcon.methods import Method
-from retcon.patch import Patch
-from retcon.requests import Case
 
 SINGLES = 50
 PERPLEXITY_ON = 5
@@ -29,33 +26,25 @@ METRICS = (
 )
 
 
-def judge(lm: LM, method: Method, patch: Patch, cases: list[Case], sample: int | None, made_by: str) -> None:
-    """Judge the patch of one batch on all its facts, or on a seeded sample, and keep the result."""
-    n = len(cases)
+def memit(n: int, sample: int | None = None) -> None:
+    """MEMIT on the first N facts in one batch, judged on all of them or on a seeded sample; efficacy on all."""
+    lm, cases, method = LM.load(common.MODEL), common.cases(n), common.configured("memit")
+    edits = [case.edit for case in cases]
+    patch = method.edit(lm, edits, stores=[common.store()])
+    held = common.held(lm, edits, patch)
     report = evaluate(lm, cases, patch=patch, metrics=METRICS, text=common.TEXT, sample=sample)
-    seconds = patch.info["seconds"]
     facts = patch.info["facts"]
     figures = {
         "method": method.name,
         "n": n,
-        "efficacy_of_all": common.mean(common.held(lm, [case.edit for case in cases], patch)),
+        "efficacy_of_all": common.mean(held),
         **common.reached(report),
-        "seconds": {**seconds, "evaluation": round(report.seconds, 1)},
-        "seconds_per_edit": round((seconds["targets"] + seconds["solve"]) / n, 3),
         "evaluations_mean": common.mean([fact["evaluations"] for fact in facts]),
         "sought_again": sum(fact["rounds"] > 1 for fact in facts),
         "patch_bytes": patch.size_bytes,
         "config": asdict(method.config),
     }
-    common.keep(f"quality_{method.name}_{n}", figures, lm, made_by=made_by)
-
-
-def hundred() -> None:
-    """MEMIT on the first 100 facts in one batch, judged on all of them."""
-    lm = LM.load(common.MODEL)
-    cases = common.cases(100)
-    method = common.configured("memit")
-    judge(lm, method, method.edit(lm, [case.edit for case in cases]), cases, None, made_by="quality_memit_100")
+    common.keep(f"quality_memit_{n}", figures, lm)
 
 
 def variant(result: str, name: str, options: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import common, quality
+from benchmarks import common
 from retcon import templates, values
 from retcon.lm import LM
 from retcon.memory import peak_memory_mb
@@ -115,11 +115,10 @@ def _floor(
 
 
 def memit() -> None:
-    """MEMIT at N = 100 and 1,000: seconds an edit, peak memory over the model's, `patch.on`; then what they reach."""
+    """MEMIT at N = 100 and 1,000: seconds an edit, peak memory over the model's, `patch.on`."""
     lm = LM.load(common.MODEL)
     method = MEMIT(MEMITConfig(statistics=str(common.STATISTICS)))
-    cases = common.cases(1000)
-    edits = [case.edit for case in cases]
+    edits = [case.edit for case in common.cases(1000)]
     MEMIT(replace(method.config, steps=2)).edit(lm, edits[:2])  # statistics, templates and probes are not measured
     model_mb = sum(weight.nbytes for weight in lm.model.parameters()) / 2**20
     figures: dict[str, Any] = {"model_mb": round(model_mb, 1), "peak_mb_before": peak_memory_mb()}
@@ -145,4 +144,3 @@ def memit() -> None:
     _, seconds = common.timed(switch)
     figures["on_and_off_ms"] = round(seconds / 20 * 1e3, 2)
     common.keep("memit", figures, lm)
-    quality.judge(lm, method, patch, cases, 200, made_by="memit")

@@ -46,9 +46,8 @@ def _quality() -> list[str]:
         found = _figures(name)
         if found:
             cells = [found["method"], str(found["n"]), _number(found.get("efficacy_of_all")), *_reached(found)]
-            cells.append(_number(found.get("seconds_per_edit")))
             rows.append([*cells, f"`{name}.json`"])
-    heads = ["method", "N", "efficacy of all", *QUALITY, CHANGE, "s an edit", "file"]
+    heads = ["method", "N", "efficacy of all", *QUALITY, CHANGE, "file"]
     return _table(
         "Quality, CounterFact, first N; a thousand are judged on a sample of 200, but for their efficacy", heads, rows
     )

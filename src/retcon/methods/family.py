@@ -79,9 +79,9 @@ class LocateAndEditConfig:
     rounds: int = 2
     """How often targets are sought and written; from the second round on only what the edited model does not yet
     hold. Published methods have one."""
-    again: float = 0.35
+    again: float = 0.6
     """Share of the facts that such a later round takes up at most (ten in any case), so that its cost stays in
-    proportion: first those that are not held under the bare prompt, the least sure of each kind before others."""
+    proportion: first those that are not sure under the bare prompt, the least sure of each kind before others."""
     seed: int = 0
     """Seed of templates and sampled text."""
 

@@ -323,9 +323,9 @@ def taken_up(bare: Sequence[float], least: Sequence[float], bound: float, most: 
     Args:
         bare: log-probability of each fact's least likely target token under the bare prompt.
         least: the same in any of its rows.
-        bound: from which on a fact is held.
-        most: facts taken up. Where more are not held, those come first that are not held under the bare prompt, the
-            least sure of each kind before others.
+        bound: from which on a fact needs nothing more.
+        most: facts taken up. Where more need it, those that are not sure under the bare prompt come first, the least
+            sure of each kind before others.
     """
     unsure = [i for i, value in enumerate(least) if value < bound]
     unsure.sort(key=lambda i: (bare[i] >= bound, bare[i] if bare[i] < bound else least[i]))
