@@ -116,7 +116,7 @@ def test_what_rows_begin_with_is_run_once(monkeypatch: pytest.MonkeyPatch) -> No
         return sum(run)
 
     shared = tokens_run()
-    monkeypatch.setattr(forward, "_SAVED_TOKENS", 10**9)
+    monkeypatch.setattr("retcon.forward.scoring._SAVED_TOKENS", 10**9)
     assert tokens_run() - shared == (17 + 3 - 1) * 9 + 16 * 20  # three of the first text's rows are there twice
 
 
@@ -281,6 +281,47 @@ def test_sample_follows_the_models_distribution() -> None:
     order = wanted.argsort(descending=True)
     rare = order[wanted[order].cumsum(0) > 0.9]
     assert share[rare].sum() == pytest.approx(float(wanted[rare].sum()), abs=0.02)  # no top-k or top-p of the library's
+
+
+SEEDS = [11, 2**63 - 1, 13, 14, 15, 16]
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
+def test_a_seed_a_row_draws_each_row_as_if_alone(family: str) -> None:
+    it = lm(family)
+    prompts = [prompt for prompt, _ in items(6)]
+    shape: dict[str, Any] = {"max_new_tokens": 6, "temperature": 0.8, "top_p": 0.95}
+    state = torch.get_rng_state()
+    together = forward.sample(it, prompts, seed=SEEDS, **shape)
+    assert torch.equal(state, torch.get_rng_state())
+    assert forward.sample(it, prompts, seed=SEEDS, **shape) == together
+    assert [forward.sample(it, [p], seed=[s], **shape)[0] for p, s in zip(prompts, SEEDS, strict=True)] == together
+    assert forward.sample(it, prompts[::-1], seed=SEEDS[::-1], batch_tokens=30, **shape) == together[::-1]
+    other = forward.sample(it, prompts, seed=[*SEEDS[:5], 17], **shape)
+    assert other[:5] == together[:5]
+    assert other[5] != together[5]
+
+
+def test_a_seed_a_row_keeps_the_shape_of_the_distribution() -> None:
+    it = lm("llama")
+    prompts = [prompt for prompt, _ in items(6)]
+    greedy = forward.greedy(it, prompts, max_new_tokens=5)
+    assert forward.sample(it, prompts, max_new_tokens=5, seed=SEEDS, top_k=1) == greedy
+    assert forward.sample(it, prompts, max_new_tokens=5, seed=SEEDS, top_p=1e-6) == greedy
+    assert forward.sample(it, prompts, max_new_tokens=5, seed=SEEDS, temperature=1e-4) == greedy
+    prompt = [5, 9, 300]
+    with torch.no_grad():
+        logits = it.model(torch.tensor([prompt])).logits[0, -1]
+    drawn = forward.sample(it, [prompt] * 4000, max_new_tokens=1, seed=range(4000), temperature=0.7, stop_at_eos=False)
+    share = torch.bincount(torch.tensor([row[0] for row in drawn]), minlength=512) / len(drawn)
+    wanted = (logits / 0.7).softmax(-1)
+    top = wanted.topk(5).indices
+    assert (share[top] - wanted[top]).abs().max() < 4 * float((wanted.max() / 4000).sqrt())
+
+
+def test_seeds_are_one_or_one_a_row() -> None:
+    with pytest.raises(ValueError, match="2 seeds for 1 prompts"):
+        forward.sample(lm("llama"), [[5, 6]], max_new_tokens=2, seed=[1, 2])
 
 
 def test_progress_counts_all_tokens() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from retcon import storage, tokens
+from retcon import forward, storage, tokens
 from retcon.errors import RetconError
 from retcon.evaluate import plan as planning
 from retcon.evaluate import prefixes as prefixing
@@ -151,18 +151,12 @@ def _prefixes(lm: LM, unedited: Answers, prefixes: Sequence[str] | None, seed: i
 
 def _first_tokens(lm: LM, unedited: Answers, prompts: Sequence[Ids]) -> dict[Ids, Ids]:
     """What the unedited model says first at each prompt; what follows an end of text is not said any more."""
-    ends = _end_ids(lm)
+    ends = forward.end_ids(lm)
     said = unedited.greedy(prompts, planning.FIRST_TOKENS, stop_at_eos=False)
     return {
         prompt: ids[: next((n for n, token in enumerate(ids, 1) if token in ends), len(ids))]
         for prompt, ids in said.items()
     }
-
-
-def _end_ids(lm: LM) -> set[int]:
-    own: Any = getattr(lm.model.generation_config, "eos_token_id", None)
-    own = lm.tokenizer.eos_token_id if own is None else own
-    return set() if own is None else {own} if isinstance(own, int) else set(own)
 
 
 def _to_show(plan: Plan, values: Values) -> list[Ids]:
