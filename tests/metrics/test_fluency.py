@@ -20,6 +20,10 @@ def test_hand_counted_example() -> None:
     assert fluency("a b a b") == pytest.approx((2 / 3 * h2 + 4 / 3 * 1.0) / 2)
 
 
+def test_four_words_that_differ() -> None:
+    assert fluency("a b c d") == pytest.approx(1.195, abs=5e-4)
+
+
 @pytest.mark.parametrize("text", ["", " \n ", "word", "two words", "no no no no"])
 def test_saying_nothing_or_one_thing_has_no_fluency(text: str) -> None:
     assert fluency(text) == 0.0
