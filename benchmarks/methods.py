@@ -71,12 +71,13 @@ def timing(name: str) -> None:
 def cells() -> dict[str, Callable[[], None]]:
     """All cells by the name of their result, the quickest first."""
     found: dict[str, Callable[[], None]] = {}
-    for name in METHODS:
+    editors = [name for name, kind in METHODS.items() if not getattr(kind, "unlearns", False)]
+    for name in editors:
         found[f"methods/timing_{name}"] = partial(timing, name)
     for dataset, n in (("counterfact", 100), ("zsre", 100), ("counterfact", 1000)):
-        for name in METHODS:
+        for name in editors:
             if n <= SLOW.get(name, n):
                 found[f"methods/{dataset}_{n}_{name}"] = partial(batch, name, dataset, n)
-    for name in METHODS:
+    for name in editors:
         found[f"methods/counterfact_1_{name}"] = partial(single, name)
     return found

@@ -14,7 +14,7 @@ from retcon.methods import METHODS
 from retcon.patch import Patch
 from retcon.targets import Store
 from retcon.testing import tiny_edits, tiny_model, tiny_tokenizer
-from retcon.testing.contract import quick
+from retcon.testing.contract import RETAIN, quick, unlearns
 
 ENDLESS = """
 import sys
@@ -23,7 +23,7 @@ from pathlib import Path
 from retcon.lm import LM
 from retcon.targets import Store
 from retcon.testing import tiny_edits, tiny_model, tiny_tokenizer
-from retcon.testing.contract import quick
+from retcon.testing.contract import RETAIN, quick, unlearns
 
 name, folder = sys.argv[1], Path(sys.argv[2])
 lm = LM.wrap(tiny_model("llama"), tiny_tokenizer())
@@ -31,7 +31,8 @@ lm = LM.wrap(tiny_model("llama"), tiny_tokenizer())
 for run in count():
     state = None
     for edit in tiny_edits(3):
-        state = quick(name).edit(lm, [edit], state=state, stores=[Store(folder / f"targets-{run % 2}.sqlite")])
+        method, stores = quick(name), [Store(folder / f"targets-{run % 2}.sqlite")]
+        state = method.edit(lm, [edit], retain=RETAIN if unlearns(method) else (), state=state, stores=stores)
         state.save(folder / "patch")
 """
 
@@ -39,9 +40,10 @@ for run in count():
 @pytest.mark.parametrize("name", METHODS)
 def test_a_killed_run_leaves_nothing_half_written(name: str, tmp_path: Path) -> None:
     lm, method = LM.wrap(tiny_model("llama"), tiny_tokenizer()), quick(name)
+    retain = RETAIN if unlearns(method) else ()
     wanted: list[Patch] = []
     for edit in tiny_edits(3):
-        wanted.append(method.edit(lm, [edit], state=wanted[-1] if wanted else None))
+        wanted.append(method.edit(lm, [edit], retain=retain, state=wanted[-1] if wanted else None))
     wait = random.Random(name)
     run = subprocess.Popen([sys.executable, "-c", ENDLESS, name, str(tmp_path)])
     try:
@@ -59,7 +61,8 @@ def test_a_killed_run_leaves_nothing_half_written(name: str, tmp_path: Path) -> 
         assert done.id in {patch.id for patch in wanted}
         rest = tiny_edits(3)[len(done.edits) :]
         for edit in rest:
-            done = method.edit(lm, [edit], state=done)
+            done = method.edit(lm, [edit], retain=retain, state=done)
         assert done.id == wanted[-1].id, "from what a killed run has saved, another patch follows"
     for file in tmp_path.glob("targets-*.sqlite"):
-        assert method.edit(lm, tiny_edits(1), stores=[Store(file)]).id == wanted[0].id, "a kept target is damaged"
+        again = method.edit(lm, tiny_edits(1), retain=retain, stores=[Store(file)])
+        assert again.id == wanted[0].id, "a kept target is damaged"

@@ -148,7 +148,7 @@ def test_f3_a_short_target_is_trained_alike_alone_and_beside_a_long_one(tiny_lm:
 def test_f4_what_every_shipped_name_of_an_objective_asks_for_runs(name: str, tiny_lm: TinyLM) -> None:
     method = METHODS[name]()
     assert isinstance(method, FineTuning)
-    assert method.objective == ("last_position" if name == "ft-l" else "masked")
+    assert method.place == ("last_position" if name == "ft-l" else "masked")
     assert method.config.schedule == ("breadth" if name == "locft-bf" else "depth")
     assert made(name).edit(tiny_lm("llama"), tiny_edits(1)).entries
 

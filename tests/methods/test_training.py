@@ -1,4 +1,4 @@
-"""The trainer against plain training of the weight itself; its rows, its schedules, and what it leaves behind."""
+"""The trainer against plain training of the weight itself; its steps, its schedules, and what it leaves behind."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -12,11 +12,12 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from retcon import forward, progress, tokens
-from retcon.errors import RequestError, RetconError
+from retcon.errors import RetconError
 from retcon.lm import LM
-from retcon.methods import training
+from retcon.methods import training, training_rows
 from retcon.methods.fine_tuning import FTM, FTMConfig
-from retcon.methods.training import Adam, Row, Trained, TrainingConfig, rows_of, texts_of, train
+from retcon.methods.training import Steps, Trained, TrainingConfig, train
+from retcon.methods.training_rows import rows_of
 from retcon.patch import Patch
 from retcon.requests import Edit
 from retcon.testing import tiny_edits, tiny_model, tiny_tokenizer
@@ -58,51 +59,55 @@ def sharp(family: str) -> LM:
     return LM.wrap(model, tiny_tokenizer())
 
 
-# ------------------------------------------------------------------------------------------------- rows
-
-
-def test_the_tokens_of_a_target_are_predicted_where_the_prompt_ends_and_the_target_goes_on(tiny_lm: TinyLM) -> None:
-    lm, edit = tiny_lm("llama"), tiny_edits(4)[3]
-    prompt, target = ids_of(lm, edit)
-    assert len(target) > 1
-    (row,) = rows_of(lm, [edit])
-    assert row == Row(prompt + target[:-1], [len(prompt) - 1 + t for t in range(len(target))], target)
-    (row,) = rows_of(lm, [edit], "last_position")
-    assert row == Row(prompt, [len(prompt) - 1] * len(target), target)
-
-
-def test_the_end_token_follows_the_target_where_it_is_asked_for(tiny_lm: TinyLM) -> None:
-    lm, edit = tiny_lm("llama"), tiny_edits(4)[3]
-    prompt, target = ids_of(lm, edit)
-    (row,) = rows_of(lm, [edit], eos=True)
-    assert row.target == [*target, lm.tokenizer.eos_token_id]
-    assert row.ids == prompt + target
-    assert row.at[-1] == len(row.ids) - 1
-
-
-def test_texts_to_keep_are_cut_and_must_have_something_to_predict(tiny_lm: TinyLM) -> None:
-    lm = tiny_lm("llama")
-    assert [len(ids) for ids in texts_of(lm, ["word " * 500, TEXTS[1]])] == [64, len(tokens.encode(lm, TEXTS[1]))]
-    with pytest.raises(RequestError, match="fewer than two tokens"):
-        texts_of(lm, ["", TEXTS[0]])
-
-
 # ------------------------------------------------------------------------------------------------- steps
 
 
-def test_adam_is_that_of_torch() -> None:
-    generator = torch.Generator().manual_seed(0)
-    leaves = [torch.randn(4, 3, generator=generator, dtype=F64, requires_grad=True) for _ in range(2)]
-    twins = [leaf.detach().clone().requires_grad_() for leaf in leaves]
-    mine, theirs = Adam(leaves, 0.01), torch.optim.Adam(twins, lr=0.01)
-    for _ in range(5):
-        gradients = [torch.randn(4, 3, generator=generator, dtype=F64) for _ in leaves]
-        mine.step(gradients)
-        for twin, gradient in zip(twins, gradients, strict=True):
-            twin.grad = gradient
-        theirs.step()
-    for leaf, twin in zip(leaves, twins, strict=True):
-        torch.testing.assert_close(leaf, twin, rtol=1e-12, atol=1e-14)
+class Pair:
+    """Two leaves, of which only the first has a part in what is added up."""
+
+    def __init__(self) -> None:
+        self.leaves = [torch.ones(3, dtype=F64, requires_grad=True), torch.ones(2, dtype=F64, requires_grad=True)]
+        self.confined = 0
+
+    def entries(self) -> dict[str, Any]:
+        return {}
+
+    def confine(self) -> None:
+        self.confined += 1
+
+
+def test_a_step_is_made_on_the_sum_of_the_parts_gradients_cut_to_a_length(tiny_lm: TinyLM) -> None:
+    change, slope = Pair(), torch.tensor([3.0, 0.0, 4.0], dtype=F64)
+    steps = Steps(tiny_lm("llama"), change, torch.optim.SGD(change.leaves, lr=1.0))
+    for part in (0.25, 0.75):
+        steps.add((part * slope * change.leaves[0]).sum())
+    assert steps.take(clip=1.0)
+    torch.testing.assert_close(change.leaves[0].detach(), 1 - slope / 5, rtol=1e-6, atol=0)
+    assert torch.equal(change.leaves[1], torch.ones(2, dtype=F64))
+    assert change.confined == 1
+    steps.add(change.leaves[0].sum())
+    steps.drop()
+    before = change.leaves[0].detach().clone()
+    steps.add(0 * change.leaves[0].sum())
+    assert steps.take()
+    assert torch.equal(change.leaves[0].detach(), before)  # what was dropped is forgotten
+
+
+def test_no_step_is_made_on_a_gradient_that_is_not_finite(tiny_lm: TinyLM) -> None:
+    change = Pair()
+    steps = Steps(tiny_lm("llama"), change, torch.optim.AdamW(change.leaves, lr=1.0))
+    steps.add((change.leaves[0] * torch.inf).sum())
+    assert not steps.take(clip=1.0)
+    assert torch.equal(change.leaves[0].detach(), torch.ones(3, dtype=F64))
+    assert change.leaves[0].grad is None
+
+
+def test_gradients_of_a_model_in_float16_are_scaled_and_come_out_as_they_are(tiny_lm: TinyLM) -> None:
+    change = Pair()
+    steps = Steps(tiny_lm("llama", torch.float16), change, torch.optim.SGD(change.leaves, lr=1.0))
+    steps.add((0.5 * change.leaves[0]).sum())
+    assert steps.take()
+    assert torch.equal(change.leaves[0].detach(), torch.full((3,), 0.5, dtype=F64))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "opt"])
@@ -141,7 +146,7 @@ def test_a_mini_batch_that_is_cut_for_memory_gives_the_same_step(
 ) -> None:
     lm, edits = tiny_lm("llama", F64), tiny_edits(5)
     whole = FTM(BREADTH).edit(lm, edits)
-    monkeypatch.setattr(training, "_BATCH_TOKENS", 1)
+    monkeypatch.setattr(training, "BATCH_TOKENS", 1)
     assert difference(whole, FTM(BREADTH).edit(lm, edits)) < 1e-6
 
 
@@ -156,7 +161,7 @@ def test_layers_below_the_change_run_once_and_nothing_changes_by_it(
     try:
         fast = FTM(BREADTH).edit(lm, edits)
         once = len(runs)
-        monkeypatch.setattr(training, "_KEPT_BYTES", 0)
+        monkeypatch.setattr(training_rows, "_KEPT_BYTES", 0)
         whole = FTM(BREADTH).edit(lm, edits)
     finally:
         handle.remove()
@@ -174,8 +179,8 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[list[int], f
     seen: list[tuple[list[int], float]] = []
     step = training._Trainer._step
 
-    def told(self: Any, batch: Sequence[int], adam: Adam) -> float:
-        loss = step(self, batch, adam)
+    def told(self: Any, batch: Sequence[int], steps: Steps) -> float:
+        loss = step(self, batch, steps)
         seen.append((list(batch), loss))
         return loss
 

@@ -18,22 +18,46 @@ from retcon.methods.memit import MEMIT, MEMITConfig
 from retcon.methods.pmet import PMET, PMETConfig
 from retcon.methods.rome import ROME, ROMEConfig
 from retcon.methods.ultraedit import UltraEdit, UltraEditConfig
+from retcon.methods.unlearning_config import UnlearningConfig
+from retcon.methods.unlearning_methods import (
+    CEU,
+    DPO,
+    GA,
+    IDK,
+    KL,
+    NPO,
+    RMU,
+    UNDIAL,
+    WGA,
+    GradDiff,
+    SatImp,
+    SimNPO,
+)
 from retcon.methods.wise import WISE, WISEConfig
 from retcon.patch import Patch
 from retcon.requests import Edit
 from retcon.targets import Store
 
 __all__ = [
+    "CEU",
+    "DPO",
     "EAMET",
     "ECE",
     "EMMET",
     "FTL",
     "FTM",
+    "GA",
     "GRACE",
+    "IDK",
+    "KL",
     "MEMIT",
     "METHODS",
+    "NPO",
     "PMET",
+    "RMU",
     "ROME",
+    "UNDIAL",
+    "WGA",
     "WISE",
     "AlphaEdit",
     "AlphaEditBlue",
@@ -46,6 +70,7 @@ __all__ = [
     "FTLConfig",
     "FTMConfig",
     "GRACEConfig",
+    "GradDiff",
     "LoRA",
     "LoRAConfig",
     "LocFTBF",
@@ -56,8 +81,11 @@ __all__ = [
     "PMETBlue",
     "PMETConfig",
     "ROMEConfig",
+    "SatImp",
+    "SimNPO",
     "UltraEdit",
     "UltraEditConfig",
+    "UnlearningConfig",
     "WISEConfig",
     "method",
 ]
@@ -109,6 +137,18 @@ METHODS: dict[str, type[Method]] = {
     "lora": LoRA,
     "grace": GRACE,
     "wise": WISE,
+    "ga": GA,
+    "graddiff": GradDiff,
+    "kl": KL,
+    "idk": IDK,
+    "dpo": DPO,
+    "npo": NPO,
+    "simnpo": SimNPO,
+    "rmu": RMU,
+    "undial": UNDIAL,
+    "wga": WGA,
+    "satimp": SatImp,
+    "ceu": CEU,
 }
 """All methods by id."""
 

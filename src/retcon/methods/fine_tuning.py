@@ -15,22 +15,24 @@ from retcon.errors import RetconError
 from retcon.lm import LM
 from retcon.methods.family import edited_layers
 from retcon.methods.record import as_patch, resumed, timed
-from retcon.methods.training import (
-    Change,
-    Objective,
-    Schedule,
-    Trained,
-    TrainingConfig,
-    rows_of,
-    texts_of,
-    train,
-)
+from retcon.methods.training import Schedule, Trained, TrainingConfig, train
+from retcon.methods.training_rows import Change, Place, rows_of, texts_of
 from retcon.patch import Dense, Entry, Patch
 from retcon.patch.base import projection
 from retcon.requests import Edit
 from retcon.targets import Store
 
-__all__ = ["FTL", "FTM", "FTLConfig", "FTMConfig", "FineTuning", "LocFTBF", "LocFTBFConfig", "trained_dtype"]
+__all__ = [
+    "FTL",
+    "FTM",
+    "DenseChange",
+    "FTLConfig",
+    "FTMConfig",
+    "FineTuning",
+    "LocFTBF",
+    "LocFTBFConfig",
+    "trained_dtype",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +73,7 @@ class FineTuning:
     order_matters: bool = True
     folds: bool = False
     """A batch is no fold over its facts: the clamp and the change are the whole call's."""
-    objective: Objective = "masked"
+    place: Place = "masked"
     """Where target tokens are scored."""
 
     def __init__(self, config: Any = None) -> None:
@@ -90,7 +92,7 @@ class FineTuning:
 
     def change(self, lm: LM, paths: Sequence[str]) -> Change:
         """The change to train, as yet without effect."""
-        return _DenseChange.zero(lm, paths, self.config.clamp)
+        return DenseChange.zero(lm, paths, self.config.clamp)
 
     def edit(
         self,
@@ -120,7 +122,7 @@ class FineTuning:
             raise RetconError("there is no edit; give at least one")
         seconds = {"statistics": 0.0, "targets": 0.0, "solve": 0.0}
         with timed(seconds, "targets"):
-            rows = rows_of(lm, edits, self.objective, eos=self.config.eos)
+            rows = rows_of(lm, edits, self.place, eos=self.config.eos)
             texts = texts_of(lm, retain)
         with ExitStack() as stack:
             stack.enter_context(resumed(lm, state))
@@ -160,7 +162,7 @@ class FTL(FineTuning):
 
     Config: Any = FTLConfig
     name: str = "ft-l"
-    objective: Objective = "last_position"
+    place: Place = "last_position"
 
 
 class LocFTBF(FineTuning):
@@ -181,14 +183,14 @@ class LocFTBF(FineTuning):
 
 
 @dataclass(frozen=True, slots=True)
-class _DenseChange:
+class DenseChange:
     """y + x D^T at each projection, D within [-bound, bound]."""
 
     D: Mapping[str, Float[Tensor, "d_out d_in"]]
     bound: float | None
 
     @classmethod
-    def zero(cls, lm: LM, paths: Sequence[str], clamp: float | None) -> "_DenseChange":
+    def zero(cls, lm: LM, paths: Sequence[str], clamp: float | None) -> "DenseChange":
         """No change yet.
 
         Raises:

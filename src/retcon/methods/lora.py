@@ -13,11 +13,12 @@ from retcon.lm import LM
 from retcon.methods.family import edited_layers
 from retcon.methods.fine_tuning import FineTuning, trained_dtype
 from retcon.methods.mlp_sites import Site, mlp_paths, refusal
-from retcon.methods.training import Change, Schedule, TrainingConfig
+from retcon.methods.training import Schedule, TrainingConfig
+from retcon.methods.training_rows import Change
 from retcon.patch import Entry, LowRank
 from retcon.patch.base import projection
 
-__all__ = ["LoRA", "LoRAConfig"]
+__all__ = ["Factors", "LoRA", "LoRAConfig"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,14 +77,11 @@ class LoRA(FineTuning):
         Raises:
             RetconError: the rank is below 1, or alpha is zero.
         """
-        config = self.config
-        if config.rank < 1 or not config.alpha:
-            raise RetconError("a LoRA has at least rank 1, and an alpha other than zero")
-        return _Factors.drawn(lm, paths, config.rank, config.alpha / config.rank, config.seed)
+        return Factors.drawn(lm, paths, self.config.rank, self.config.alpha, self.config.seed)
 
 
 @dataclass(frozen=True, slots=True)
-class _Factors:
+class Factors:
     """y + scale (x A^T) B^T at each projection."""
 
     A: Mapping[str, Float[Tensor, "r d_in"]]
@@ -91,8 +89,14 @@ class _Factors:
     scale: float
 
     @classmethod
-    def drawn(cls, lm: LM, paths: Sequence[str], rank: int, scale: float, seed: int) -> "_Factors":
-        """A from a seeded Gaussian, with what it gives as large as what it reads; B zero."""
+    def drawn(cls, lm: LM, paths: Sequence[str], rank: int, alpha: float, seed: int) -> "Factors":
+        """A from a seeded Gaussian, with what it gives as large as what it reads; B zero.
+
+        Raises:
+            RetconError: the rank is below 1, or alpha is zero.
+        """
+        if rank < 1 or not alpha:
+            raise RetconError("a LoRA has at least rank 1, and an alpha other than zero")
         generator = torch.Generator().manual_seed(seed)
         A, B = {}, {}
         for path in paths:
@@ -101,7 +105,7 @@ class _Factors:
             noise = torch.randn(rank, d_in, generator=generator) / d_in**0.5  # fp32 on the CPU, whatever the model's
             A[path] = noise.to(**place).requires_grad_()
             B[path] = torch.zeros(d_out, rank, requires_grad=True, **place)
-        return cls(A, B, scale)
+        return cls(A, B, alpha / rank)
 
     @property
     def leaves(self) -> Sequence[Tensor]:

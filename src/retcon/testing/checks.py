@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import count
 from typing import Any, cast
 
@@ -14,8 +15,8 @@ from retcon import api, patch
 from retcon.arch import frozen
 from retcon.errors import RequestError, RetconError
 from retcon.methods import METHODS
+from retcon.methods.unlearning_journal import FOLDER as JOURNALS
 from retcon.patch import Entry, Patch
-from retcon.requests import Edit
 from retcon.targets import Store
 from retcon.testing.contract import Check, Trial
 from retcon.testing.snapshot import changed, snapshot
@@ -78,6 +79,8 @@ def an_error_leaves_nothing_behind(trial: Trial) -> None:
 def targets_become_likelier(trial: Trial) -> None:
     """Under the patch the targets are likelier after their prompts, on average; so they are where each is edited alone.
 
+    Old answers are less likely, where the method unlearns.
+
     One fact may lose on a random model: a change also acts on the other tokens, whose keys are much like the subject's.
     """
     before = trial.likelihoods()
@@ -98,7 +101,7 @@ def a_batch_of_one_is_the_single(trial: Trial) -> None:
     lm = trial.lm
     if METHODS.get(trial.method.name) is type(trial.method):
         options: dict[str, Any] = {"method": trial.method.name, "chat": lm.chat, "cache": False, **config}
-        by_facade = api.edit(lm.model, lm.tokenizer, trial.edits[:1], **options)
+        by_facade = api.edit(lm.model, lm.tokenizer, trial.edits[:1], retain=trial.retain, **options)
         assert difference(trial.first, by_facade) == 0, "retcon.edit and Method.edit give different patches"
     assert trial.edit(tuple(trial.edits[:1])).id == trial.first.id, "the same call gives another patch"
     if getattr(trial.method, "folds", trial.method.order_matters):
@@ -128,7 +131,7 @@ def kept_targets_change_nothing(trial: Trial) -> None:
     store, paths, seen = Store(trial.folder / "again" / "targets.sqlite"), list(trial.patch.entries), count()
     _edit_watched(trial, paths, lambda: next(seen))
     _interrupt(trial, paths, next(seen) // 2, stores=[store])
-    rest = [file.name for file in store.path.parent.iterdir() if file.name != store.path.name]
+    rest = [file.name for file in store.path.parent.iterdir() if file.name not in (store.path.name, JOURNALS)]
     assert not rest, f"an interrupted run left {rest}"
     for again in range(2):  # the second one finds all its targets kept
         gone_on = trial.edit(trial.edits, stores=[store])
@@ -192,7 +195,7 @@ def senseless_requests_are_refused(trial: Trial) -> None:
     edit = trial.edits[0]
     refusal = ""
     try:
-        trial.edit([Edit(prompt=edit.text, target=edit.target)])
+        trial.edit([replace(edit, prompt=edit.text, subject=None)])
     except RequestError as error:
         refusal = str(error)
     assert not refusal or "subject" in refusal, f"the refusal does not name the subject: {refusal}"

@@ -21,9 +21,22 @@ from retcon.lm import LM
 from retcon.methods import METHODS, Method
 from retcon.patch import Patch
 from retcon.patch import prompts as prompt_ends
+from retcon.patch.base import projection
 from retcon.requests import Edit
 
-__all__ = ["QUICK", "Check", "Trial", "check_method", "checks", "declared_unsupported", "quick"]
+__all__ = [
+    "QUICK",
+    "RETAIN",
+    "UNLEARNING",
+    "Check",
+    "Trial",
+    "check_method",
+    "checks",
+    "declared_unsupported",
+    "knowing",
+    "quick",
+    "unlearns",
+]
 
 QUICK: dict[str, Any] = {
     "statistics": "none",
@@ -39,6 +52,19 @@ QUICK: dict[str, Any] = {
 }
 """Options that make a method quick on a tiny random model, and exact where a batch is compared with another; those that
 a method does not have are left out."""
+
+UNLEARNING: dict[str, Any] = {
+    "epochs": 6,
+    "lr": 1e-3,
+    "eval_every": 4,
+    "tolerance": 1.0,
+    "most_perplexity": 1e9,
+    "goal": None,
+}
+"""The same for methods with `unlearns = True`: few steps, long ones, and no end before the last."""
+
+RETAIN: tuple[str, ...] = ("The council of the city met on Monday.", "Boats left the harbour.", "Rain fell all night.")
+"""Texts to keep, for methods that weigh forgetting against them."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +89,13 @@ class Trial:
         return self.edit(self.edits[:1])
 
     def edit(self, edits: Sequence[Edit], state: Patch | None = None, **more: Any) -> Patch:
-        """Run the method."""
-        return self.method.edit(self.lm, list(edits), state=state, **more)
+        """Run the method, with texts to keep where it unlearns."""
+        return self.method.edit(self.lm, list(edits), state=state, retain=self.retain, **more)
+
+    @property
+    def retain(self) -> tuple[str, ...]:
+        """Texts to keep; none for methods that need none."""
+        return RETAIN if unlearns(self.method) else ()
 
     def on(self, model: PreTrainedModel) -> "Trial":
         """The same trial on another model with the same tokenizer."""
@@ -110,17 +141,20 @@ class Trial:
         return forward.align(rows, [len(row) for row in rows], self.lm.device)
 
     def likelihoods(self, edits: Sequence[Edit] | None = None) -> Float[Tensor, " n"]:
-        """The mean log-probability of each edit's target after its prompt: one plain forward an edit."""
-        found = []
+        """The mean log-probability of each edit's target after its prompt: one plain forward an edit.
+
+        Of a method that unlearns, that of the old answer, negated: it is done the better, the higher this is.
+        """
+        found, forgets = [], unlearns(self.method)
         for edit in self.edits if edits is None else edits:
-            text = self.lm.render(edit.text)
-            prompt, target = tokens.encode(self.lm, text), tokens.target_ids(self.lm, text, edit.target)
+            text, wanted = self.lm.render(edit.text), edit.old if forgets and edit.old is not None else edit.target
+            prompt, target = tokens.encode(self.lm, text), tokens.target_ids(self.lm, text, wanted)
             with self.lm.inference(), prompt_ends(self.lm.model, len(prompt) - 1):
                 row = torch.tensor([[*prompt, *target]], device=self.lm.device)
                 logprobs = self.lm.model(input_ids=row).logits[0].double().log_softmax(-1)
             at = torch.arange(len(target)) + len(prompt) - 1
             found.append(logprobs[at, torch.tensor(target)].mean())
-        return torch.stack(found).cpu()
+        return torch.stack(found).cpu() * (-1 if forgets else 1)
 
 
 Check = Callable[[Trial], None]
@@ -140,7 +174,32 @@ def quick(name: str, **more: Any) -> Method:
     """A method by its id, with the options of `QUICK` that it has, and with those given."""
     kind = METHODS[name]
     known = kind.Config.__dataclass_fields__
-    return kind(kind.Config(**{key: value for key, value in QUICK.items() if key in known} | more))
+    options = QUICK | UNLEARNING if unlearns(kind) else QUICK
+    return kind(kind.Config(**{key: value for key, value in options.items() if key in known} | more))
+
+
+def unlearns(method: Method | type[Method]) -> bool:
+    """Whether a method declares (`unlearns = True`) that it makes the edits' old answers less likely."""
+    return bool(getattr(method, "unlearns", False))
+
+
+def knowing(method: Method, lm: LM, edits: Sequence[Edit]) -> LM:
+    """The model to try a method on: itself, or, for one that unlearns, a copy that has learned the old answers.
+
+    A random model knows no answer, and most objectives leave alone what is unlikely already. The texts to keep are
+    learned too, so that there is something to harm.
+    """
+    if not unlearns(method):
+        return lm
+    known = LM.wrap(copy.deepcopy(lm.model), lm.tokenizer, name=lm.name, chat=lm.chat)
+    facts = [replace(edit, target=edit.old) for edit in edits if edit.old is not None]
+    facts += [Edit(prompt=text.split()[0], target=text.partition(" ")[2]) for text in RETAIN]
+    for path, entry in quick("locft-bf", steps=100, lr=5e-3).edit(known, facts).entries.items():
+        module, _, transposed = projection(known.model, path)
+        weight: Any = module.weight
+        with torch.no_grad():
+            weight += (entry.delta().T if transposed else entry.delta()).to(weight)
+    return known
 
 
 def declared_unsupported(method: Method, lm: LM) -> str | None:
@@ -165,6 +224,9 @@ def check_method(
     bit-identical after `edit`, also after an error; targets become likelier; the patch survives a file, goes on and off
     exactly, merges and unmerges, exports as a LoRA that does the same; batches, their order, dtypes and storages
     agree; runs go on from where they stopped. Models are copied, so take tiny ones (`retcon.testing.tiny_model`).
+
+    A method with `unlearns = True` makes old answers less likely, not targets likelier: it is checked on a copy of the
+    model that has learned them, and given texts to keep.
 
     A method that cannot work on some models has `unsupported(lm) -> str | None`, which gives the reason; there its
     `edit` must raise UnsupportedModel with that reason, and nothing else is checked.
@@ -192,7 +254,7 @@ def check_method(
         if reason is not None:
             _refuses(Trial(rule, lm, facts, Path(folder)), reason)
             return
-        trial = Trial(rule, lm, facts, Path(folder))
+        trial = Trial(rule, knowing(rule, lm, facts), facts, Path(folder))
         for number, check in enumerate(checks() if only is None else only):
             part = Path(folder, str(number))
             part.mkdir()
