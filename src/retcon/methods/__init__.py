@@ -13,10 +13,12 @@ from retcon.methods.ece_released import ECEReleased, ECEReleasedConfig
 from retcon.methods.emmet import EMMET, EMMETConfig
 from retcon.methods.fine_tuning import FTL, FTM, FTLConfig, FTMConfig, LocFTBF, LocFTBFConfig
 from retcon.methods.grace import GRACE, GRACEConfig
+from retcon.methods.ike import IKE, IKEConfig
 from retcon.methods.lora import LoRA, LoRAConfig
 from retcon.methods.memit import MEMIT, MEMITConfig
 from retcon.methods.pmet import PMET, PMETConfig
 from retcon.methods.rome import ROME, ROMEConfig
+from retcon.methods.scr import SCR, SCRConfig
 from retcon.methods.ultraedit import UltraEdit, UltraEditConfig
 from retcon.methods.unlearning_config import UnlearningConfig
 from retcon.methods.unlearning_methods import (
@@ -49,6 +51,7 @@ __all__ = [
     "GA",
     "GRACE",
     "IDK",
+    "IKE",
     "KL",
     "MEMIT",
     "METHODS",
@@ -56,6 +59,7 @@ __all__ = [
     "PMET",
     "RMU",
     "ROME",
+    "SCR",
     "UNDIAL",
     "WGA",
     "WISE",
@@ -71,6 +75,7 @@ __all__ = [
     "FTMConfig",
     "GRACEConfig",
     "GradDiff",
+    "IKEConfig",
     "LoRA",
     "LoRAConfig",
     "LocFTBF",
@@ -81,6 +86,7 @@ __all__ = [
     "PMETBlue",
     "PMETConfig",
     "ROMEConfig",
+    "SCRConfig",
     "SatImp",
     "SimNPO",
     "UltraEdit",
@@ -149,6 +155,8 @@ METHODS: dict[str, type[Method]] = {
     "wga": WGA,
     "satimp": SatImp,
     "ceu": CEU,
+    "ike": IKE,
+    "scr": SCR,
 }
 """All methods by id."""
 

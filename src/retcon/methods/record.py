@@ -11,11 +11,13 @@ from typing import Any
 from torch import Tensor
 
 from retcon import patch, tokens
+from retcon.errors import PatchError
 from retcon.lm import LM
 from retcon.patch import Entry, Patch, Step
+from retcon.patch.context import ROOT
 from retcon.requests import Edit, to_dict
 
-__all__ = ["as_patch", "is_on", "joined", "resumed", "timed"]
+__all__ = ["as_patch", "is_on", "joined", "refuse_texts", "resumed", "timed"]
 
 
 def as_patch(
@@ -80,9 +82,33 @@ def is_on(lm: LM, state: Patch | None) -> bool:
     return state is not None and state.id in {item.id for item in patch.active(lm.model)}
 
 
+def refuse_texts(lm: LM, state: Patch | None) -> None:
+    """Refuse to read a model's states where texts go before its prompts: they stand in other columns.
+
+    Raises:
+        PatchError: the state, or a patch on the model, holds a context.
+    """
+    if patch.reads_texts(lm.model) or (state is not None and ROOT in state.entries):
+        raise PatchError(
+            "this method reads the model's states, and a context puts other text before the prompt; edit the bare "
+            "model and add the patch that holds the context"
+        )
+
+
 @contextmanager
-def resumed(lm: LM, state: Patch | None) -> Iterator[None]:
-    """Run the model with the state on, whether or not the caller runs it already."""
+def resumed(lm: LM, state: Patch | None, *, texts: bool = False) -> Iterator[None]:
+    """Run the model with the state on, whether or not the caller runs it already.
+
+    Args:
+        lm: the model.
+        state: the patch.
+        texts: whether what follows works with texts before the prompts.
+
+    Raises:
+        PatchError: it does not, and there are some.
+    """
+    if not texts:
+        refuse_texts(lm, state)
     if state is None or is_on(lm, state):
         yield
         return

@@ -17,7 +17,7 @@ from retcon.lm import LM
 from retcon.methods.family import edited_layers
 from retcon.methods.gradients import Answers, read_answers
 from retcon.methods.mlp_sites import Site, mlp_paths, refusal
-from retcon.methods.record import as_patch, is_on, joined
+from retcon.methods.record import as_patch, is_on, joined, refuse_texts
 from retcon.patch import LowRank, Patch
 from retcon.patch.base import projection
 from retcon.precision import Precision
@@ -175,6 +175,7 @@ class UltraEdit:
         if min(self.config.turn, self.config.micro_batch) < 1:
             raise RetconError("turn and micro_batch count edits; give at least 1")
         paths = self.paths(lm)
+        refuse_texts(lm, state)
         held = is_on(lm, state)
         written: dict[str, LowRank] = {}
         infos = []

@@ -3,11 +3,12 @@
 from retcon.patch.base import Base, WeightHash, describe_base
 from retcon.patch.chain import Chain, combine
 from retcon.patch.codebook import Codebook
+from retcon.patch.context import Context
 from retcon.patch.entries import Dense, Entry, LowRank
 from retcon.patch.forward_record import ForwardRecord, prompts
 from retcon.patch.gated import Gated
 from retcon.patch.history import Step
-from retcon.patch.live import Attached, active, carry, hooked, top
+from retcon.patch.live import Attached, active, carry, hooked, reads_texts, top
 from retcon.patch.lora import LoraExport
 from retcon.patch.patch import Patch
 
@@ -16,6 +17,7 @@ __all__ = [
     "Base",
     "Chain",
     "Codebook",
+    "Context",
     "Dense",
     "Entry",
     "ForwardRecord",
@@ -31,5 +33,6 @@ __all__ = [
     "describe_base",
     "hooked",
     "prompts",
+    "reads_texts",
     "top",
 ]

@@ -86,7 +86,8 @@ class Base:
         if made_on is None:
             raise PatchError(f"the patch's base does not tell the weight of {path}; make it with describe_base")
         _, shape, _ = projection(model, path)
-        foreign = f"the patch was made for {self.title}; {path} is another weight in {_title(model)}"
+        where = path or "the input embedding"
+        foreign = f"the patch was made for {self.title}; {where} is another weight in {_title(model)}"
         if shape != made_on.shape:
             raise PatchError(foreign)
         weight, here = readable_weight(model, path), _dtype_name(model, path)
@@ -189,9 +190,17 @@ def _title(model: nn.Module) -> str:
 def projection(model: nn.Module, path: str) -> tuple[nn.Module, tuple[int, int], bool]:
     """The projection at a module path, its (d_out, d_in), and whether its weight is stored (d_in, d_out).
 
+    The model's root, where contexts stand, is known by its input embeddings (vocabulary, d).
+
     Raises:
         PatchError: no module is there, or it is no Linear and no Conv1D.
     """
+    if path == "":
+        embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+        if isinstance(embeddings, nn.Module) and isinstance(embeddings.weight, Tensor):
+            vocabulary, d_model = embeddings.weight.shape
+            return embeddings, (vocabulary, d_model), False
+        raise PatchError(f"{_title(model)} has no input embeddings; put the patch on the causal language model")
     try:
         module = model.get_submodule(path)
     except AttributeError:

@@ -186,8 +186,8 @@ def refuse(entries: Mapping[str, Entry], deed: str) -> None:
     for path, entry in entries.items():
         if not entry.folds:
             raise PatchError(
-                f"{path} holds a {entry.kind}, which looks at the prompt and is no change of the weight, so the patch "
-                f"cannot be {deed}; use patch.on(model)"
+                f"{path or 'the model as a whole'} holds a {entry.kind}, which looks at the prompt and is no change of "
+                f"the weight, so the patch cannot be {deed}; use patch.on(model)"
             )
 
 

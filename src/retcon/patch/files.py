@@ -15,6 +15,7 @@ from retcon.errors import PatchError
 from retcon.patch.base import Base
 from retcon.patch.chain import Chain
 from retcon.patch.codebook import Codebook
+from retcon.patch.context import Context
 from retcon.patch.entries import Dense, Entry, LowRank
 from retcon.patch.gated import Gated
 from retcon.patch.history import Step, jsonable
@@ -29,11 +30,12 @@ SCHEMA = 1
 """Version of the format; a reader refuses what is newer."""
 MANIFEST = "manifest.json"
 TENSORS = "patch.safetensors"
-KINDS: dict[str, type[LowRank] | type[Dense] | type[Codebook] | type[Gated]] = {
+KINDS: dict[str, type[LowRank] | type[Dense] | type[Codebook] | type[Gated] | type[Context]] = {
     LowRank.kind: LowRank,
     Dense.kind: Dense,
     Codebook.kind: Codebook,
     Gated.kind: Gated,
+    Context.kind: Context,
 }
 """The entries that a file may hold, by their kind; and chains of them."""
 

@@ -19,7 +19,21 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from retcon.errors import PatchError
 
-__all__ = ["ForwardRecord", "Recorder", "prompts"]
+__all__ = [
+    "ANEW",
+    "CHUNKED",
+    "UNSEEN",
+    "ForwardRecord",
+    "Recorder",
+    "Widened",
+    "argument_names",
+    "arguments",
+    "attended_columns",
+    "cache_length",
+    "last_columns",
+    "prompts",
+    "widened",
+]
 
 Columns = int | Sequence[int] | Tensor
 """The column of the last prompt token: of every row, or of each."""
@@ -83,7 +97,7 @@ class ForwardRecord:
         if self.prefill:
             self.held[self.who] = decision()
         elif self.who not in self.held:
-            raise PatchError(_UNSEEN)
+            raise PatchError(UNSEEN)
         return self.held[self.who]
 
     def laid_out(self, states: Float[Tensor, "*any d"]) -> Float[Tensor, "rows width d"]:
@@ -100,11 +114,11 @@ class ForwardRecord:
         return states.reshape(self.rows, self.width, states.shape[-1])
 
 
-_ANEW = "run the prompt anew with the patch on"
-_UNSEEN = (
+ANEW = "run the prompt anew with the patch on"
+UNSEEN = (
     "a memory on this model decides by the prompt, and this forward goes on from a cache that began without it; "
-) + _ANEW
-_CHUNKED = (
+) + ANEW
+CHUNKED = (
     "a memory on this model decides by the whole prompt at once, and this forward adds several tokens to a cache; "
     "give the whole prompt in one forward, without chunked prefill and without assisted decoding"
 )
@@ -147,25 +161,28 @@ class Recorder:
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self.now = None
-        given = _arguments(model, args, kwargs)
+        given = arguments(model, args, kwargs)
         tokens = given.get("input_ids")
         tokens = given.get("inputs_embeds") if tokens is None else tokens
         if not isinstance(tokens, Tensor):
             raise PatchError("a memory on this model needs the forward's input_ids or inputs_embeds; give one of them")
         rows, width = tokens.shape[:2]
         cache = given.get("past_key_values")
-        past = _length(cache)
-        attended = _attended(given.get("attention_mask"), rows, width, tokens.device)
+        past = cache_length(cache)
+        attended = attended_columns(given.get("attention_mask"), rows, width, tokens.device)
         if past == 0:
-            self.now = ForwardRecord(attended, _last(model, attended), 0, {})
+            wide = _widened.get(model)
+            added = 0 if wide is None else wide.added
+            attended = attended if wide is None else attended & wide.own
+            self.now = ForwardRecord(attended, last_columns(model, attended, added), 0, {})
             return
         kept, refusal = self._caches.get(cache), ""
         if kept is None:
-            refusal = _UNSEEN
+            refusal = UNSEEN
         elif kept.rows != rows:
-            refusal = f"the cache began with {kept.rows} rows and goes on with {rows}; {_ANEW}"
+            refusal = f"the cache began with {kept.rows} rows and goes on with {rows}; {ANEW}"
         elif width > 1 and not kept.told:
-            refusal = _CHUNKED
+            refusal = CHUNKED
         last = torch.full((rows,), -1, device=tokens.device)
         self.now = ForwardRecord(attended, last, past, None if refusal else kept.held, refusal)
 
@@ -173,7 +190,7 @@ class Recorder:
         record, self.now = self.now, None
         if record is None or not record.prefill or record.held is None:
             return
-        cache = _arguments(model, args, kwargs).get("past_key_values")
+        cache = arguments(model, args, kwargs).get("past_key_values")
         cache = getattr(output, "past_key_values", None) if cache is None else cache
         if cache is not None:
             self._caches[cache] = _Kept(record.held, record.rows)
@@ -202,14 +219,41 @@ def prompts(model: nn.Module, last: Columns) -> Iterator[None]:
         stack.pop()
 
 
-def _last(model: nn.Module, attended: Bool[Tensor, "rows width"]) -> Int[Tensor, " rows"]:
-    """Column of the last prompt token: as told, else the last attended one; -1 in a row without any."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Widened:
+    """A forward to which a context has added columns; it is told where a caller still counts without them."""
+
+    added: int
+    """Columns on the left that the caller does not know of."""
+    own: Bool[Tensor, "rows added_and_width"]
+    """Which columns hold the rows' own tokens, and not those of a context."""
+
+
+_widened: WeakKeyDictionary[nn.Module, Widened] = WeakKeyDictionary()
+
+
+def widened(model: nn.Module, wide: Widened | None) -> None:
+    """Tell those who watch a model's forwards that the one which begins now has more columns; None: no longer."""
+    if wide is None:
+        _widened.pop(model, None)
+    else:
+        _widened[model] = wide
+
+
+def last_columns(model: nn.Module, attended: Bool[Tensor, "rows width"], added: int = 0) -> Int[Tensor, " rows"]:
+    """Column of the last prompt token: as told, else the last attended one; -1 in a row without any.
+
+    Args:
+        model: the model, of which prompts were told.
+        attended: which columns hold tokens.
+        added: columns on the left that whoever told did not count.
+    """
     rows, width = attended.shape
     columns = torch.arange(width, device=attended.device)
     told = _told.get(model)
     if not told:
         return torch.where(attended, columns, -1).amax(1)
-    last = torch.as_tensor(told[-1], device=attended.device)
+    last = torch.as_tensor(told[-1], device=attended.device) + added
     if last.ndim > 1 or (last.ndim == 1 and len(last) != rows):
         raise PatchError(f"prompts were told for {len(last)} rows and the forward has {rows}; tell one column a row")
     within = attended & (columns <= last.expand(rows)[:, None])  # a column of padding is not the prompt's last token
@@ -219,18 +263,20 @@ def _last(model: nn.Module, attended: Bool[Tensor, "rows width"]) -> Int[Tensor,
 _signatures: WeakKeyDictionary[type, inspect.Signature] = WeakKeyDictionary()
 
 
-def _arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+def arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
     """The arguments of a forward by name."""
-    if not args:
-        return kwargs
+    return {**dict(zip(argument_names(model), args, strict=False)), **kwargs} if args else kwargs
+
+
+def argument_names(model: nn.Module) -> list[str]:
+    """The names of what a model's forward takes, in order."""
     kind = type(model)
     if kind not in _signatures:
         _signatures[kind] = inspect.signature(kind.forward)
-    names = list(_signatures[kind].parameters)[1:]
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+    return list(_signatures[kind].parameters)[1:]
 
 
-def _length(cache: Any) -> int:
+def cache_length(cache: Any) -> int:
     """Columns that a cache holds.
 
     Raises:
@@ -246,7 +292,7 @@ def _length(cache: Any) -> int:
         ) from None
 
 
-def _attended(mask: Any, rows: int, width: int, device: torch.device) -> Bool[Tensor, "rows width"]:
+def attended_columns(mask: Any, rows: int, width: int, device: torch.device) -> Bool[Tensor, "rows width"]:
     """The present columns of an attention mask; all of them where there is none.
 
     Raises:

@@ -6,23 +6,44 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary, ref
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from retcon.errors import PatchError
+from retcon.patch.chain import parts_of
+from retcon.patch.context import ROOT, Context
 from retcon.patch.entries import Entry
 from retcon.patch.forward_record import Recorder
 from retcon.patch.history import check_new, check_parent, lineage
+from retcon.patch.prefix import prefixer, standing
 
 if TYPE_CHECKING:
     from retcon.patch.patch import Patch
 
-__all__ = ["Applied", "Attached", "active", "applied", "attach", "carry", "check_order", "hooked", "original", "top"]
+__all__ = [
+    "Applied",
+    "Attached",
+    "active",
+    "applied",
+    "attach",
+    "carry",
+    "check_order",
+    "hooked",
+    "original",
+    "reads_texts",
+    "top",
+]
+
+
+class Removable(Protocol):
+    """What stands on a model until it is removed."""
+
+    def remove(self) -> None:
+        """Take it off."""
 
 
 @dataclass(eq=False, slots=True)
@@ -30,7 +51,7 @@ class Applied:
     """One patch on one model."""
 
     patch: "Patch"
-    hooks: list[RemovableHandle] = field(default_factory=list)
+    hooks: list[Removable] = field(default_factory=list)
     """Of a patch that is on."""
     merged: bool = False
     originals: dict[str, Tensor] = field(default_factory=dict)
@@ -129,13 +150,16 @@ def attach(model: nn.Module, patch: "Patch", modules: Mapping[str, nn.Module]) -
     item = Applied(patch)
     attached = Attached(model, item)
     try:
-        if not all(entry.folds for entry in patch.entries.values()):
+        if contexts := _contexts(patch):
+            item.hooks.append(standing(model, contexts))
+        if not all(entry.folds for path, entry in patch.entries.items() if path != ROOT):
             item.recorder = Recorder()
             item.hooks.extend(item.recorder.attached(model))
         for path, module in modules.items():
             entry = patch.entries[path]
-            hook = _Hook(entry) if entry.folds else _Hook(entry, item.recorder, path)
-            item.hooks.append(module.register_forward_hook(hook, with_kwargs=True))
+            if path != ROOT:
+                hook = _Hook(entry) if entry.folds else _Hook(entry, item.recorder, path)
+                item.hooks.append(module.register_forward_hook(hook, with_kwargs=True))
         applied(model).append(item)
     except BaseException:
         attached.release()
@@ -155,6 +179,25 @@ def carry(model: nn.Module, before: object, after: object, rows: Int[Tensor, " m
     for item in applied(model):
         if item.recorder is not None:
             item.recorder.carry(before, after, rows)
+    if (own := prefixer(model)) is not None:
+        own.carry(before, after, rows)
+
+
+def reads_texts(model: nn.Module) -> bool:
+    """Whether a patch on a model puts texts before its prompts, so that its modules run more columns than are given."""
+    return prefixer(model) is not None
+
+
+def _contexts(patch: "Patch") -> list[Context]:
+    """What a patch puts before prompts.
+
+    Raises:
+        PatchError: something else stands at the model's root.
+    """
+    parts = parts_of(patch.entries[ROOT]) if ROOT in patch.entries else ()
+    if other := [part.kind for part in parts if not isinstance(part, Context)]:
+        raise PatchError(f"the patch holds a {other[0]} for the model as a whole; only a context can stand there")
+    return [part for part in parts if isinstance(part, Context)]
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The patch: what every method returns, and all that can be done with it."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,6 +18,7 @@ from retcon.patch.base import Base, projection
 from retcon.patch.chain import compress, parts_of
 from retcon.patch.compose import joined_info, joined_state, together
 from retcon.patch.entries import Entry, laid_out
+from retcon.patch.explain import explained
 from retcon.patch.history import ID_LENGTH, Step, check_new, check_parent, lineage
 from retcon.patch.lora import LoraExport, export_lora
 
@@ -176,6 +177,22 @@ class Patch:
             PatchError: the patch is not merged into this model, or another one came on top of it.
         """
         merge.unmerge(self, model)
+
+    def explain(self, model: nn.Module, ids: Sequence[int]) -> list[dict[str, Any]]:
+        """What each memory in the patch makes of a prompt: the score or distance of every part, and the decision.
+
+        Args:
+            model: as in `on`; the patch is not on it.
+            ids: the prompt.
+
+        Returns:
+            One record for each entry or part of a chain, in JSON types: its `path` and `kind`, the `decision` in words,
+            and of a memory what it holds under `memories`.
+
+        Raises:
+            PatchError: as in `on`.
+        """
+        return explained(self, model, ids)
 
     def _module(self, model: nn.Module, path: str) -> nn.Module:
         module, shape, _ = projection(model, path)

@@ -9,6 +9,7 @@ from retcon import forward, patch, tokens
 from retcon.errors import PatchError
 from retcon.patch import LowRank, Patch, Step, describe_base
 from retcon.patch.base import projection
+from retcon.patch.context import ROOT
 from retcon.testing.contract import Check, Trial
 
 __all__ = ["CHECKS"]
@@ -34,15 +35,18 @@ def rows_and_paddings_agree(trial: Trial) -> None:
     rows.append(rows[0][:-1])
     rows += [tokens.encode(wide.lm, wide.lm.render(text)) for text in _FOREIGN]
     with wide.patch.on(wide.lm.model):
-        alone = [_last_logits(wide, [row], [len(row)])[0] for row in rows]
+        alone = torch.cat([_last_logits(wide, [row], [len(row)]) for row in rows])
         left = _last_logits(wide, rows, [len(row) for row in rows])
         right = _last_logits(wide, rows, [0] * len(rows))
     plain = _last_logits(wide, rows, [len(row) for row in rows])
+    bare = torch.cat([_last_logits(wide, [row], [len(row)]) for row in rows])
     for number, wanted in enumerate(alone):
         for how, found in (("left", left), ("right", right)):
             gap = float((found[number] - wanted).abs().max() / wanted.abs().max())
             assert gap < 1e-4, f"padded on the {how}, row {number} differs from itself alone by {gap:.1e}"
-    same = [torch.equal(left[number], plain[number]) for number in range(len(wide.edits) + 1, len(rows))]
+    # a context adds columns, so that there the row must be alone to be run in the same shape
+    patched, unpatched = (alone, bare) if ROOT in wide.patch.entries else (left, plain)
+    same = [torch.equal(patched[number], unpatched[number]) for number in range(len(wide.edits) + 1, len(rows))]
     assert any(same), "prompts that were not edited are all answered otherwise than by the bare model"
     assert not torch.equal(left[0], plain[0]), "an edited prompt is answered as by the bare model"
 
@@ -98,7 +102,7 @@ def it_mixes_with_changes_of_weights(trial: Trial) -> None:
     if not _routes(trial):
         return
     made, lm = trial.patch, trial.lm
-    path = next(iter(made.entries))
+    path = next((path for path in made.entries if path != ROOT), lm.arch.mlp_out[0])
     other = next(name for name in lm.arch.mlp_out if name != path)
     for where in ([other], [path], [other, path]):
         change = _low_rank(trial, where)

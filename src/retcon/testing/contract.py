@@ -35,6 +35,7 @@ __all__ = [
     "declared_unsupported",
     "knowing",
     "quick",
+    "raised",
     "unlearns",
 ]
 
@@ -49,6 +50,7 @@ QUICK: dict[str, Any] = {
     "l2": 1.0,
     "rounds": 1,
     "radius": 1.0,
+    "confirm": -100.0,
 }
 """Options that make a method quick on a tiny random model, and exact where a batch is compared with another; those that
 a method does not have are left out."""
@@ -157,6 +159,17 @@ class Trial:
         return torch.stack(found).cpu() * (-1 if forgets else 1)
 
 
+def raised(trial: Trial, before: Tensor, now: Tensor, least: float = 0.0) -> bool:
+    """Whether targets have become likelier on average, by more than `least` nats a token.
+
+    Of a method whose patches put text before the prompt (`in_context = True`): whether each target's likelihood is
+    another one, since reading is up to the model, and a random one does not read.
+    """
+    if getattr(trial.method, "in_context", False):
+        return not bool((before == now).any())
+    return bool(now.mean() > before.mean() + least)
+
+
 Check = Callable[[Trial], None]
 """One clause of the contract: returns where it holds, raises AssertionError where it does not."""
 
@@ -223,7 +236,9 @@ def check_method(
     `routes = True`, whose patches look at the prompt and are no change of a weight, `checks_of_memories`: the model is
     bit-identical after `edit`, also after an error; targets become likelier; the patch survives a file, goes on and off
     exactly, merges and unmerges, exports as a LoRA that does the same; batches, their order, dtypes and storages
-    agree; runs go on from where they stopped. Models are copied, so take tiny ones (`retcon.testing.tiny_model`).
+    agree; runs go on from where they stopped. Of methods with `in_context = True`, whose patches put text before the
+    prompt, targets need not become likelier, since a random model does not read. Models are copied, so take tiny ones
+    (`retcon.testing.tiny_model`).
 
     A method with `unlearns = True` makes old answers less likely, not targets likelier: it is checked on a copy of the
     model that has learned them, and given texts to keep.
