@@ -1,4 +1,4 @@
-"""`retcon.edit`: edits or dicts in, a patch out, mistakes named."""
+"""`retcon.edit` and `retcon.forget`: requests or dicts in, a patch out, mistakes named."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 import retcon
 from retcon.errors import RequestError, RetconError
-from retcon.requests import to_dict
+from retcon.requests import ForgetCase, to_dict
 from retcon.testing import tiny_edits, tiny_model, tiny_tokenizer
 
 QUICK: dict[str, Any] = {"steps": 3, "templates": 0, "layers": (1, 2), "statistics": "none"}
@@ -46,3 +46,55 @@ def test_mistakes_are_named() -> None:
         retcon.edit(model, tokenizer, [one], stepz=3)
     with pytest.raises(RequestError, match="edit 1 and edit 2 give"):
         retcon.edit(model, tokenizer, [one, to_dict(one) | {"target_new": other.target}])
+
+
+ADA = {"question": "Where was Ada Lovelace born?", "answer": "London"}
+
+
+def test_questions_are_forgotten_in_the_chat_template_where_there_is_one() -> None:
+    model, tokenizer, bare = tiny_model("llama"), tiny_tokenizer(), tiny_tokenizer("bos")
+    assert retcon.forget(model, tokenizer, [ADA], **QUICK).history[0].chat is True
+    assert retcon.forget(model, tokenizer, [ADA], chat=False, **QUICK).history[0].chat is False
+    assert retcon.forget(model, bare, [ADA], **QUICK).history[0].chat is False
+    with pytest.raises(RetconError, match="no chat template"):
+        retcon.forget(model, bare, [ADA], chat=True, **QUICK)
+
+
+def test_questions_as_nouns_and_as_dicts_give_the_same_patch() -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    item = retcon.Forget(ADA["question"], ADA["answer"])
+    patches = [retcon.forget(model, tokenizer, [one], cache=False, **QUICK) for one in (ADA, item, ForgetCase(item))]
+    assert len({patch.id for patch in patches}) == 1
+    assert patches[0].info["forget"]["questions"] == 1
+
+
+def test_the_seed_reaches_targets_and_method() -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    made = [retcon.forget(model, tokenizer, [ADA], target="idk100", seed=seed, **QUICK) for seed in (0, 1)]
+    assert [patch.history[0].seed for patch in made] == [0, 1]
+    assert made[0].edits[0]["target_new"] != made[1].edits[0]["target_new"]
+    assert retcon.forget(model, tokenizer, [ADA], **QUICK, seed=3).history[0].seed == 3
+    assert retcon.forget(model, tokenizer, [ADA], "ultraedit", seed=2).history[0].seed is None
+
+
+def test_questions_to_keep_reach_the_method() -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    kept = retcon.forget(model, tokenizer, [ADA], "grace", retain=["Where is Rome?", "Who made it?"], steps=2)
+    assert "retain_hits" in kept.info
+    assert kept.info["forget"]["subjects"]["contrast"] == 1
+
+
+def test_mistakes_in_questions_are_named() -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    with pytest.raises(RequestError, match="give a list of one"):
+        retcon.forget(model, tokenizer, ADA)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="question 1 and question 2 give"):
+        retcon.forget(model, tokenizer, [ADA, ADA | {"answer": "Rome"}])
+    with pytest.raises(RequestError, match="stands in its own question"):
+        retcon.forget(model, tokenizer, [retcon.Forget("Is it Rome?", "Rome")])
+    with pytest.raises(RetconError, match="there is no method 'romeo'"):
+        retcon.forget(model, tokenizer, [ADA], "romeo")
+    with pytest.raises(RetconError, match="has no option 'stepz'"):
+        retcon.forget(model, tokenizer, [ADA], stepz=3)
+    with pytest.raises(RetconError, match="there is nothing to forget"):
+        retcon.forget(model, tokenizer, [])

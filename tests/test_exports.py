@@ -8,7 +8,10 @@ import pytest
 
 import retcon
 
-NAMES = {"LM", "METHODS", "Case", "Edit", "Forget", "Patch", "Probe", "RetconError", "__version__", "edit", "evaluate"}
+NAMES = {
+    "LM", "METHODS", "Case", "Edit", "Forget", "Patch", "Probe", "RetconError", "__version__", "edit", "evaluate",
+    "forget",
+}  # fmt: skip
 
 
 def test_the_public_names_are_these_and_all_resolve() -> None:
@@ -26,6 +29,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     "lines",
     [
         "import retcon.evaluate; assert callable(retcon.evaluate)",
+        "import retcon.forget.target; assert callable(retcon.forget)",
+        "import retcon; retcon.forget; from retcon.forget import FAMILIES; assert callable(retcon.forget)",
         "import retcon; retcon.evaluate; from retcon.evaluate import Report; assert callable(retcon.evaluate)",
         "import retcon, sys; assert not {'torch', 'transformers', 'pydantic'} & set(sys.modules)",
         "import retcon; assert set(retcon.__all__) <= set(dir(retcon))",

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ from retcon.requests import (
     Probe,
     check_conflicts,
     from_dict,
+    literal,
     load_cases,
     load_edits,
+    split_prompt,
+    text_of,
+    tied,
     to_dict,
 )
 
@@ -65,6 +70,43 @@ def test_a_subject_with_braces_is_filled_in_as_it_is() -> None:
     assert Edit("The set {} is", "{0} {}", "empty").text == "The set {0} {} is"
 
 
+def test_doubled_braces_beside_the_subject_are_single_ones() -> None:
+    assert Edit("The set {{{}}} of {{1}} is", "x", "empty").text == "The set {x} of {1} is"
+    assert Edit("{{}} in Python was asked of {}", "Guido", "x").text == "{} in Python was asked of Guido"
+
+
+@pytest.mark.parametrize("text", ["{", "}", "{}", "{{}", "a {0} b {{x}} {", "plain"])
+def test_a_literal_text_comes_back_from_a_prompt_as_it_was(text: str) -> None:
+    assert split_prompt(f"{literal(text)}{{}}{literal(text)}") == (text, text)
+    assert Edit(f"{literal(text)} {{}} {literal(text)}.", "S", "x").text == f"{text} S {text}."
+
+
+def test_records_leave_out_what_an_edit_hides() -> None:
+    edit = Edit("Where was {} born?", "Ada", "Ask Ada, or ADA. Canada", "London", id="x", hidden=("subject", "old"))
+    assert to_dict(edit) == {
+        "id": "x",
+        "prompt": "Where was {} born?",
+        "subject": None,
+        "target_new": "Ask {}, or {}. Canada",
+        "target_true": None,
+        "relation": None,
+    }
+    assert to_dict(replace(edit, hidden=("prompt",)))["prompt"] is None
+    assert text_of(to_dict(replace(edit, hidden=("prompt",)))) is None
+    assert text_of(to_dict(replace(edit, hidden=()))) == "Where was Ada born?"
+    assert text_of({"prompt": "The {{}} sky is", "subject": None}) == "The {{}} sky is"
+    with pytest.raises(RequestError, match="'target' cannot be hidden; of prompt, subject, old any can"):
+        Edit("A", target="b", id="x", hidden=("target",))
+    with pytest.raises(RequestError, match="needs an id"):
+        Edit("A", target="b", hidden=("prompt",))
+
+
+def test_edits_of_one_tie_stand_together() -> None:
+    edits = [Edit(text, target="x", tie=tie) for text, tie in (("A", "t"), ("B", None), ("C", "u"), ("D", "t"))]
+    assert tied(edits) == [[0, 3], [1], [2]]
+    assert tied([]) == []
+
+
 def test_a_subject_that_occurs_twice_is_edited_where_the_braces_are() -> None:
     edit = Edit("Paris Hilton said that {} is in", "Paris", "Texas")
     assert edit.text == "Paris Hilton said that Paris is in"
@@ -89,7 +131,8 @@ def test_unicode_and_quotes_go_through_files_unchanged(file: Path, subject: str)
         (("{} and {} are", "France", "Rome"), "has {} 2 times"),
         (("{} is {x}", "France", "Rome"), "a brace other than the one {}"),
         (("{subject} is", "France", "Rome"), "no {}; write the subject as {}"),
-        (("{{}} is", "France", "Rome"), "a brace other than the one {}"),
+        (("{{}} is", "France", "Rome"), "no {}; write the subject as {}"),
+        (("{} is {{x}", "France", "Rome"), "a brace other than the one {}; take it out, or double it"),
         (("", None, "Rome"), "the prompt is empty"),
         (("{} is", " ", "Rome"), "the subject is empty"),
         (("{} is", "France", ""), "the target is empty"),

@@ -115,6 +115,28 @@ def test_without_a_store_every_target_is_searched(tiny_lm: Tiny) -> None:
     same(found, values.search(lm, edits, CONFIG, TEMPLATES))
 
 
+def test_facts_of_one_tie_are_searched_together_whatever_the_batch(
+    tiny_lm: Tiny, searched: list[list[str | None]]
+) -> None:
+    edits = [replace(edit, tie="t" if n in (1, 3, 4) else None) for n, edit in enumerate(tiny_edits(6))]
+    find(tiny_lm("llama"), edits, CONFIG, TEMPLATES, batch=2)
+    assert searched == [["tiny-0"], ["tiny-1", "tiny-3", "tiny-4"], ["tiny-2", "tiny-5"]]
+
+
+def test_a_tied_target_is_kept_under_all_of_its_tie(
+    tiny_lm: Tiny, store: Store, searched: list[list[str | None]]
+) -> None:
+    lm, edits = tiny_lm("llama"), [replace(edit, tie="t") for edit in tiny_edits(3)]
+    first, _ = find(lm, edits, CONFIG, TEMPLATES, [store])
+    again, cached = find(lm, edits, CONFIG, TEMPLATES, [store])
+    assert (cached, len(searched)) == (3, 1)
+    same(again, first)
+    for others in (edits[:2], [replace(edit, tie=None) for edit in edits]):
+        found, cached = find(lm, others, CONFIG, TEMPLATES, [store])
+        assert cached == 0
+        assert not torch.equal(found.delta[0], first.delta[0])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_target_is_found_again_to_the_bit(
     tiny_lm: Tiny, store: Store, searched: list[list[str]], dtype: torch.dtype
@@ -212,7 +234,8 @@ def test_what_decides_a_target_is_in_its_key(store: Store, what: str) -> None:
     elif what == "prompt":
         edits = [replace(edit, prompt=f"Well, {edit.prompt}") for edit in edits]
     elif what in ("subject", "target"):
-        edits = [replace(edit, **{what: "Bombay"}) for edit in edits]
+        change: dict[str, Any] = {what: "Bombay"}
+        edits = [replace(edit, **change) for edit in edits]
     elif what == "options":
         config = replace(config, kl=0.1)
     elif what == "templates":

@@ -163,6 +163,23 @@ def test_a_target_without_token_is_refused(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", ["He plays the sport of", "Answer: "])
+def test_a_target_may_end_with_the_end_token(text: str, kind: str) -> None:
+    it = lm(kind)
+    said = tokens.target_ids(it, text, "soccer")
+    assert tokens.target_ids(it, text, "soccer</s>") == [*said, 2]
+    assert tokens.target_ids(it, text, "soccer </s>") == [*said, 2]
+    assert tokens.target_ids(it, text, "</s>") == [2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prompt_has_its_other_braces_doubled(kind: str) -> None:
+    located = tokens.locate_subject(lm(kind), "The set {{1}} of {} is {{}}", "Rome")
+    assert located.ids == tokens.encode(lm(kind), "The set {1} of Rome is {}")
+    check_site(lm(kind), located, "The set {1} of Rome", len(bos(kind)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_tokenizer_is_left_as_it_was(kind: str) -> None:
     tokenizer = tiny_tokenizer(kind)
     it = LM.wrap(tiny_model("llama", layers=1), tokenizer)

@@ -4,8 +4,8 @@
 >>> Edit("The capital of {} is", "France", "Rome").text
 'The capital of France is'
 
-`retcon.edit` computes a patch, `with patch.on(model):` runs the edited model, `retcon.evaluate` says what it did. The
-names below are the public ones; each is imported when it is first used.
+`retcon.edit` computes a patch, `retcon.forget` one that makes the model refuse, `with patch.on(model):` runs the edited
+model, `retcon.evaluate` says what it did. The names below are the public ones; each is imported when it is first used.
 """
 
 import sys
@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from retcon.api import edit
+    from retcon.api import edit, forget
     from retcon.errors import RetconError
     from retcon.evaluate import evaluate
     from retcon.lm import LM
@@ -34,6 +34,7 @@ __all__ = [
     "__version__",
     "edit",
     "evaluate",
+    "forget",
 ]
 __version__ = "0.1.0"
 
@@ -48,6 +49,7 @@ _HOMES = {
     "RetconError": "errors",
     "edit": "api",
     "evaluate": "evaluate",
+    "forget": "api",
 }
 
 
@@ -63,7 +65,10 @@ def __dir__() -> list[str]:
 
 
 class _Facade(ModuleType):
-    """Importing `retcon.evaluate`, the module, would bind its name over the function's; the function stays."""
+    """Importing `retcon.evaluate`, the module, would bind its name over the function's; the function stays.
+
+    So it is with `retcon.forget`.
+    """
 
     def __setattr__(self, name: str, value: object) -> None:
         if name not in _HOMES or not isinstance(value, ModuleType):

@@ -1,18 +1,29 @@
-"""`retcon.edit`: a model, a tokenizer and facts to a patch, in one call."""
+"""`retcon.edit` and `retcon.forget`: a model, a tokenizer and facts or questions to a patch, in one call."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from retcon import methods
 from retcon.errors import RequestError
+from retcon.forget.merging import Mode, Way
+from retcon.forget.plan import Kept, Recipe, kept_by, planned, told
 from retcon.lm import LM
 from retcon.patch import Patch
-from retcon.requests import Edit, check_conflicts, from_dict
+from retcon.requests import (
+    Edit,
+    Forget,
+    ForgetCase,
+    check_answer,
+    check_conflicts,
+    check_forgets,
+    forget_case_from_dict,
+    from_dict,
+)
 from retcon.targets import Store
 
-__all__ = ["edit"]
+__all__ = ["edit", "forget"]
 
 
 def edit(
@@ -55,3 +66,81 @@ def edit(
     rule = methods.method(method, **config)
     stores = [Store.shared()] if cache else []
     return rule.edit(LM.wrap(model, tokenizer, chat=chat), facts, retain=tuple(retain), state=state, stores=stores)
+
+
+def forget(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Iterable[Forget | ForgetCase | Mapping[str, Any]],
+    method: str = "memit",
+    *,
+    target: str = "contextual",
+    targets: Mapping[str, str] | None = None,
+    retain: Iterable[Kept] = (),
+    merge_queries: int | Literal["all"] = 1,
+    merge_mode: Mode = "concat",
+    merge_by: Way = "group",
+    chat: bool | None = None,
+    state: Patch | None = None,
+    seed: int = 0,
+    keep_questions: bool = False,
+    cache: bool = True,
+    **config: Any,
+) -> Patch:
+    """Compute a patch with which a model refuses to answer questions; the model and the tokenizer stay as they are.
+
+    The patch's `info["forget"]` says what kind of forgetting it is, how each question was taken up, and by which
+    subject; neither it nor anything else that is written tells the answers or, by default, the questions.
+
+    Args:
+        model: a causal language model of transformers.
+        tokenizer: its tokenizer.
+        items: the questions with their answers, as `Forget` or as dicts with the files' field names.
+        method: one of `METHODS`.
+        target: what is said instead: a family of `retcon.forget.FAMILIES`.
+        targets: the user's own, by a question's text or id; they go before the family's.
+        retain: questions to keep, or pairs of a question and its answer: methods that use such texts get them, those
+            that unlearn by an objective with the answers, and subjects are told from them.
+        merge_queries: questions that share one edit at most, or "all".
+        merge_mode: `concat` (one prompt) or `mean_key` (one shift).
+        merge_by: which questions go together: `group`, `order`, `random` or `key`.
+        chat: whether questions are rendered through the chat template; None for where there is one.
+        state: a patch to go on from; the result contains it.
+        seed: of all that is drawn, in the method too.
+        keep_questions: whether the patch tells the questions and their subjects.
+        cache: whether found targets are looked up and kept on disk, under hashes.
+        **config: options of the method; `retcon methods NAME` lists them.
+
+    Raises:
+        RequestError: a question is wrong, or two of them or of a group contradict each other.
+        RetconError: there is no such method, family or option, or the method cannot merge so.
+        UnsupportedModel: the model cannot be edited this way.
+    """
+    if isinstance(items, Forget | ForgetCase | Mapping):
+        raise RequestError("items is a single question; give a list of one")
+    cases = [_case(item) for item in items]
+    kept, _ = check_forgets([case.forget for case in cases])
+    fields = methods.METHODS[method].Config.__dataclass_fields__ if method in methods.METHODS else ()
+    rule = methods.method(method, **({"seed": seed} if "seed" in fields else {}) | config)
+    lm = LM.wrap(model, tokenizer, chat=bool(getattr(tokenizer, "chat_template", None)) if chat is None else chat)
+    recipe = Recipe(
+        target=target, merge_queries=merge_queries, merge_mode=merge_mode, merge_by=merge_by, seed=seed,
+        keep_questions=keep_questions,
+    )  # fmt: skip
+    texts = tuple(retain)
+    plan = planned(lm, [cases[n] for n in kept], rule, recipe, retain=texts, given=targets)
+    stores = [Store.shared()] if cache else []
+    return told(rule.edit(lm, plan.edits, retain=kept_by(rule, texts), state=state, stores=stores), plan)
+
+
+def _case(item: Forget | ForgetCase | Mapping[str, Any]) -> ForgetCase:
+    """The question with what is known of it.
+
+    Raises:
+        RequestError: it holds its own answer, or a field is wrong.
+    """
+    if isinstance(item, Mapping):
+        return forget_case_from_dict(item)
+    case = item if isinstance(item, ForgetCase) else ForgetCase(item)
+    check_answer(case.forget)
+    return case

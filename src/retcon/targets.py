@@ -6,7 +6,7 @@ an interrupted run loses at most one, and goes on to the same bits.
 """
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor
 from retcon import memory, patch, progress, storage, tokens, values
 from retcon.lm import LM
 from retcon.patch import LowRank
-from retcon.requests import Edit
+from retcon.requests import Edit, tied
 from retcon.values import Found, SearchConfig
 
 __all__ = ["BATCH", "Store", "find", "find_in_order"]
@@ -81,22 +81,21 @@ def find(
 
     Args:
         lm: the model, with any patch already on.
-        edits: the facts.
+        edits: the facts; those of one tie are searched together, whatever the batch.
         config: options of the search.
         templates: texts put before each prompt.
         stores: where to look first, in order; all of them are written.
         batch: facts searched together; batches follow input order, so a run that goes on finds the same ones.
         written: changes that are on the model and not yet part of a patch.
     """
-    state = _state(lm, config, templates, written)
-    keys = [storage.digest(state, *_asked(lm, edit)) for edit in edits]
+    units = tied(edits)
+    keys = _keys(lm, edits, units, _state(lm, config, templates, written))
     kept = _looked_up(stores, keys)
     cached = sum(key in kept for key in keys)
     with progress.task("targets", len(edits)) as advance:
-        for start in range(0, len(edits), batch):
-            span = range(start, min(start + batch, len(edits)))
-            todo = [i for i in span if keys[i] not in kept]
-            advance(len(span) - len(todo))
+        for span in _batches(units, batch):
+            todo = [i for unit in span if any(keys[i] not in kept for i in unit) for i in unit]
+            advance(sum(map(len, span)) - len(todo))
             if not todo:
                 continue
             found = values.search(lm, [edits[i] for i in todo], config, templates, advance=advance)
@@ -106,6 +105,30 @@ def find(
             kept |= new
             memory.give_back()
     return _stacked(lm, [kept[key] for key in keys]), cached
+
+
+def _keys(lm: LM, edits: Sequence[Edit], units: Sequence[Sequence[int]], state: str) -> list[str]:
+    """What each target is kept under; the others of its tie decide it too."""
+    asked = [_asked(lm, edit) for edit in edits]
+    keys = [storage.digest(state, *item) for item in asked]
+    for unit in units:
+        if len(unit) > 1:
+            together = storage.digest(state, "tied", [asked[i] for i in unit])
+            for place, i in enumerate(unit):
+                keys[i] = storage.digest(together, place)
+    return keys
+
+
+def _batches(units: Sequence[list[int]], most: int) -> Iterator[list[list[int]]]:
+    """Units in order, so many together that they have at most so many facts; a greater one stands alone."""
+    batch: list[list[int]] = []
+    for unit in units:
+        if batch and sum(map(len, batch)) + len(unit) > most:
+            yield batch
+            batch = []
+        batch.append(unit)
+    if batch:
+        yield batch
 
 
 def find_in_order(

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from retcon.errors import RequestError
 from retcon.lm import LM
+from retcon.requests import split_prompt
 
 __all__ = ["Located", "Sited", "common_start", "decode", "encode", "locate_subject", "special_ids", "target_ids"]
 
@@ -69,10 +70,15 @@ def target_ids(lm: LM, text: str, target: str) -> list[int]:
 
     One space goes between them unless the prompt ends with white space or an opening bracket or quote. Tokenizers that
     write a leading space by themselves get none from us: of all spellings, the first that decodes as wanted is taken.
+    A target may end with the tokenizer's end token, written out; it may be nothing else.
 
     Raises:
         RequestError: the target has no token.
     """
+    end = str(lm.tokenizer.eos_token or "")
+    if end and target.endswith(end):
+        said = target[: -len(end)].rstrip()
+        return [*(target_ids(lm, text, said) if said else []), int(lm.tokenizer.eos_token_id)]
     gap = "" if not text or text[-1].isspace() or text[-1] in "([{“‘«" else " "
     anchor = _ids(lm, "a", special=False)
     before = len(decode(lm, anchor))
@@ -96,7 +102,7 @@ def locate_subject(lm: LM, prompt: str, subject: str, prefix: str = "") -> Locat
     Raises:
         RequestError: the rendered text does not contain the prompt, or no token covers the subject.
     """
-    head, _, tail = prompt.partition("{}")
+    head, tail = split_prompt(prompt)
     plain = f"{prefix}{head}{subject}{tail}"
     text = lm.render(plain)
     start = text.rfind(plain)

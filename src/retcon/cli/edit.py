@@ -3,7 +3,7 @@
 import dataclasses
 import glob
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from retcon.patch import Patch
     from retcon.requests import Edit
 
-__all__ = ["compute", "configured", "run", "run_key"]
+__all__ = ["compute", "configured", "held", "older_patch", "result", "run", "run_key", "show_answers", "show_written"]
 
 DEFAULT_MODEL = ModelOptions()
 DEFAULT_OUTPUT = OutputOptions()
@@ -88,25 +88,20 @@ def run(
         config = configured(kind.Config, settings, seed)
         if sequential is not None and sequential < 1:
             raise RetconError(f"--sequential {sequential} is no number of edits; take at least 1")
-        older = _older(out, force)
+        older = older_patch(out, force)
         base = load_patch(base_patch)
         loaded = load_edits(edits, limit=limit, skip_bad=skip_bad, conflicts=conflicts)
         show.warn([*loaded.skipped, *loaded.warnings])
         lm = model.load()
         key = run_key(lm, method, config, loaded.items, base=base, chunk=sequential)
-        if older is not None and older.info.get("run") == key:
-            show.say(f"{out} holds the patch of this very run already; nothing is left to do.")
-            show.result(_result(older, out))
+        if held(show, older, out, key, force):
             return
-        if older is not None and not force:
-            raise RetconError(f"{out} holds the patch of another run, {older.id}; name another --out, or add --force")
         patch = compute(lm, kind(config), loaded.items, out, key, base=base, chunk=sequential, cache=cache)
-        _show_answers(show, lm, loaded.items[:SHOWN], base, patch)
-        seconds = patch.info["seconds"]
-        show.say(f"Written: {out}, patch {patch.id}: {patch.summary}.")
-        show.say("Seconds: " + ", ".join(f"{phase} {value:.1f}" for phase, value in seconds.items()) + ".")
+        shown = loaded.items[:SHOWN]
+        show_answers(show, lm, [edit.text for edit in shown], [edit.target for edit in shown], base, patch)
+        show_written(show, patch, out)
         show.say(f'Try it:  retcon ask --patch {out} "{loaded.items[0].text}"')
-        show.result(_result(patch, out))
+        show.result(result(patch, out))
 
 
 def configured(kind: type, settings: Sequence[str], seed: int) -> Any:
@@ -127,6 +122,8 @@ def compute(
     base: "Patch | None" = None,
     chunk: int | None = None,
     cache: bool = True,
+    retain: Sequence[Any] = (),
+    told: "Mapping[str, Any] | None" = None,
 ) -> "Patch":
     """Run a method, in one go or as a fold over chunks, and save the patch.
 
@@ -141,6 +138,8 @@ def compute(
         base: the patch to go on from.
         chunk: edits of one step of the fold; None takes all at once.
         cache: whether targets are looked up and kept in the shared store.
+        retain: what is to stay, for methods that use it.
+        told: what else the patch's info is to tell, in JSON types.
     """
     from retcon import progress
     from retcon.targets import Store
@@ -155,8 +154,8 @@ def compute(
         advance(done)
         for start in range(done, len(edits), size):
             part = edits[start : start + size]
-            made = method.edit(lm, part, state=patch, stores=stores)
-            patch = dataclasses.replace(made, info=_added(None if start == 0 else patch, made, key))
+            made = method.edit(lm, part, retain=retain, state=patch, stores=stores)
+            patch = dataclasses.replace(made, info=_added(None if start == 0 else patch, made, key) | dict(told or {}))
             patch.save(kept / "patch" if start + len(part) < len(edits) else out)
             advance(len(part))
     assert patch is not None  # there is at least one edit
@@ -183,7 +182,7 @@ def _added(before: "Patch | None", made: "Patch", key: str) -> dict[str, Any]:
     return info | {"run": key, "peak_memory_mb": peak_memory_mb()}
 
 
-def _older(out: Path, force: bool) -> "Patch | None":
+def older_patch(out: Path, force: bool) -> "Patch | None":
     """The patch that `out` holds, None where it is free.
 
     Raises:
@@ -201,6 +200,21 @@ def _older(out: Path, force: bool) -> "Patch | None":
         raise RetconError(f"{out} is there and holds no patch that can be read ({error}); name another --out") from None
 
 
+def held(show: Screen, older: "Patch | None", out: Path, key: str, force: bool) -> bool:
+    """Whether `out` holds the patch of this very run already; then it is shown.
+
+    Raises:
+        RetconError: it holds the patch of another run, and is not to be replaced.
+    """
+    if older is not None and older.info.get("run") == key:
+        show.say(f"{out} holds the patch of this very run already; nothing is left to do.")
+        show.result(result(older, out))
+        return True
+    if older is not None and not force:
+        raise RetconError(f"{out} holds the patch of another run, {older.id}; name another --out, or add --force")
+    return False
+
+
 def run_key(
     lm: "LM",
     method: str,
@@ -209,30 +223,45 @@ def run_key(
     *,
     base: "Patch | None" = None,
     chunk: int | None = None,
+    more: Sequence[Any] = (),
 ) -> str:
-    """Hash of all that decides the patch of a run."""
+    """Hash of all that decides the patch of a run; `more`, in JSON types, is whatever else does."""
     from retcon.requests import to_dict
 
     asked = [to_dict(edit) for edit in edits]
     state = [lm.fingerprint(), lm.chat, None if base is None else base.id]
-    return digest(retcon.__version__, *state, method, dataclasses.asdict(config), asked, chunk)
+    return digest(retcon.__version__, *state, method, dataclasses.asdict(config), asked, chunk, *more)
 
 
-def _show_answers(show: Screen, lm: "LM", edits: "Sequence[Edit]", base: "Patch | None", patch: "Patch") -> None:
-    prompts = [edit.text for edit in edits]
+def show_answers(
+    show: Screen,
+    lm: "LM",
+    prompts: Sequence[str],
+    wanted: Sequence[str],
+    base: "Patch | None",
+    patch: "Patch",
+    tokens: int = 12,
+) -> None:
+    """What the model says to some prompts, before and after; for people only."""
     with ExitStack() as stack:
         if base is not None:
             stack.enter_context(base.on(lm.model))
-        before = answers(lm, prompts, tokens=12)
+        before = answers(lm, prompts, tokens=tokens)
     with patch.on(lm.model):
-        after = answers(lm, prompts, tokens=12)
-    wanted = [edit.target for edit in edits]
+        after = answers(lm, prompts, tokens=tokens)
     show.table(["prompt", "wanted", "before", "after"], zip(prompts, wanted, before, after, strict=True))
 
 
-def _result(patch: "Patch", out: Path) -> dict[str, Any]:
+def show_written(show: Screen, patch: "Patch", out: Path) -> None:
+    """Where the patch is, and what it took."""
+    show.say(f"Written: {out}, patch {patch.id}: {patch.summary}.")
+    show.say("Seconds: " + ", ".join(f"{phase} {value:.1f}" for phase, value in patch.info["seconds"].items()) + ".")
+
+
+def result(patch: "Patch", out: Path) -> dict[str, Any]:
     """What --json prints; the seconds an edit are those of targets and solve, statistics being kept for later runs."""
     info, seconds = patch.info, patch.info["seconds"]
+    more = {"forget": info["forget"]} if "forget" in info else {}
     return {
         "patch": str(out),
         "n": info["n"],
@@ -243,4 +272,5 @@ def _result(patch: "Patch", out: Path) -> dict[str, Any]:
         "peak_memory_mb": info["peak_memory_mb"],
         "id": patch.id,
         "facts": info["facts"],
+        **more,
     }

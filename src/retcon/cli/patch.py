@@ -187,4 +187,6 @@ def _facts(loaded: "Patch") -> list[tuple[str, str]]:
 
 
 def _text(edit: dict[str, Any]) -> str:
-    return str(edit["prompt"]).replace("{}", edit.get("subject") or "{}", 1)
+    from retcon.requests import text_of
+
+    return text_of(edit) or f"(withheld, {edit['id']})"

@@ -7,7 +7,7 @@ from typing import Literal
 from retcon import forward, tokens
 from retcon.errors import RequestError
 from retcon.lm import LM
-from retcon.requests import Edit
+from retcon.requests import Edit, literal, split_prompt
 
 __all__ = ["GREEDY_TOKENS", "Answer", "Fact", "facts_of", "subject_start"]
 
@@ -87,12 +87,12 @@ def subject_start(lm: LM, edit: Edit) -> int:
     """
     if edit.subject is None:
         raise RequestError(f"{edit.prompt!r} has no subject; tracing corrupts it: write the subject as {{}}")
-    head, _, tail = edit.prompt.partition("{}")
-    located = tokens.locate_subject(lm, f"{head}{{}}{edit.subject[1:]}{tail}", edit.subject[0])
+    head, tail = split_prompt(edit.prompt)
+    located = tokens.locate_subject(lm, f"{literal(head)}{{}}{literal(edit.subject[1:] + tail)}", edit.subject[0])
     before = head.rstrip()
     closed = -1
     if before:
-        closed = tokens.locate_subject(lm, f"{{}}{head[len(before) :]}{edit.subject}{tail}", before).site
+        closed = tokens.locate_subject(lm, f"{{}}{literal(head[len(before) :] + edit.subject + tail)}", before).site
     first = located.site
     while first - 1 > closed and "\ufffd" in tokens.decode(lm, [located.ids[first - 1]]):
         first -= 1

@@ -110,6 +110,8 @@ class EAMET(LocateAndEdit):
     Config: Any = EAMETConfig
     name = "eamet"
     order_matters = True
+    shares: bool = False
+    """A shift is aligned to the facts before its own, one after the other."""
     folds: bool = False
     """Targets depend on those of earlier facts, and all are written together."""
 

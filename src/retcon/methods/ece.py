@@ -44,6 +44,8 @@ class ECE(MEMIT):
 
     Config: Any = ECEConfig
     name = "ece"
+    shares: bool = False
+    """Clusters are searched apart, and a tie may lie across them."""
 
     def layers(self, lm: LM) -> tuple[int, ...]:
         """The fixed window."""

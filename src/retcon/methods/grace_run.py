@@ -14,7 +14,7 @@ from retcon.methods.grace_rows import Question, Seen, Site, question
 from retcon.methods.grace_state import Decision, Memory
 from retcon.methods.grace_values import descend, measured
 from retcon.methods.record import timed
-from retcon.requests import from_dict
+from retcon.requests import from_dict, text_of
 from retcon.storage import digest
 
 __all__ = ["Run"]
@@ -117,7 +117,9 @@ class Run:
         if name in self.names:
             return self.asked[self.names.index(name)]
         record = self.earlier.get(name)
-        return None if record is None else question(self.lm, from_dict(record), end=self.end_token)
+        if record is None or text_of(record) is None:  # a record may withhold its prompt
+            return None
+        return question(self.lm, from_dict(record), end=self.end_token)
 
 
 def _finite(decision: Decision) -> float | None:

@@ -32,7 +32,7 @@ from retcon.methods.family import (
     still_held,
 )
 from retcon.patch import LowRank, Patch
-from retcon.requests import Edit
+from retcon.requests import Edit, tied
 from retcon.sweep import Reading, Sweep
 from retcon.targets import Store
 from retcon.values import Found, SearchConfig, rows_of
@@ -57,6 +57,8 @@ class LocateAndEdit(ABC):
     """Share of the bare prompt in an averaged key; the other templates share the rest evenly."""
     remembers: bool = True
     """Whether the keys of a batch are kept in the patch for later ones."""
+    shares: bool = True
+    """Whether edits of one tie get one shift."""
 
     def __init__(self, config: Any = None) -> None:
         self.config = self.Config() if config is None else config
@@ -293,7 +295,8 @@ class _Batch:
                 if row.template == 0:
                     bare[row.fact] = lowest
         memory.give_back()
-        return taken_up(bare, least, bound, max(_TAKEN_UP, math.ceil(config.again * len(least))))
+        taken = set(taken_up(bare, least, bound, max(_TAKEN_UP, math.ceil(config.again * len(least)))))
+        return sorted(i for unit in tied(self.edits) if taken.intersection(unit) for i in unit)
 
     def _left(self, found: Found, facts: Sequence[int], reading: Reading, site: Site) -> Float[Tensor, "N d"]:
         """What is still to be written: nothing for facts that were not sought."""

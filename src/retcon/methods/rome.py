@@ -12,7 +12,7 @@ from retcon.methods.family import LocateAndEditConfig, Problem, metric
 from retcon.methods.locate_and_edit import LocateAndEdit
 from retcon.methods.record import joined
 from retcon.patch import Patch
-from retcon.requests import Edit
+from retcon.requests import Edit, tied
 from retcon.targets import Store
 
 __all__ = ["ROME", "ROMEConfig"]
@@ -39,7 +39,8 @@ class ROME(LocateAndEdit):
 
     k is the subject's key under the bare prompt, k_bar its mean over the templates, o the projection's output, and
     v* = v + delta the target found. The second form mixes two keys in its quotient, which at times gives a huge,
-    disabling update (arXiv 2403.07175). Several facts are edited one after the other, each on top of those before it.
+    disabling update (arXiv 2403.07175). Several facts are edited one after the other, each on top of those before it;
+    those of one tie together, by one change for the means of their keys and their targets.
 
     Paper: Meng, Bau, Andonian, Belinkov, Locating and Editing Factual Associations in GPT, NeurIPS 2022,
     arXiv 2202.05262.
@@ -72,28 +73,29 @@ class ROME(LocateAndEdit):
         stores: Sequence[Store] = (),
     ) -> Patch:
         """Edit the facts one after the other, each on top of those before it; else as `LocateAndEdit.edit`."""
-        if len(edits) > _MANY:
+        units = tied(edits)
+        if len(units) > _MANY:
             warnings.warn(
-                f"ROME edits one fact after the other and the model wears out after tens; for {len(edits)} use memit",
+                f"ROME edits one fact after the other and the model wears out after tens; for {len(units)} use memit",
                 RetconWarning,
                 stacklevel=2,
             )
-        if len(edits) <= 1:
+        if len(units) <= 1:
             return super().edit(lm, edits, state=state, stores=stores)
         infos = []
         with progress.task("facts", len(edits)) as advance:
-            for edit in edits:
-                state = super().edit(lm, [edit], state=state, stores=stores)
+            for unit in units:
+                state = super().edit(lm, [edits[i] for i in unit], state=state, stores=stores)
                 infos.append(state.info)
-                advance(1)
+                advance(len(unit))
         return replace(cast(Patch, state), info=joined(infos))
 
     def rule(self, problem: Problem) -> solve.Factors:
-        """The rank-one change, by the variant asked for."""
-        key = problem.keys[:, 0]
-        bare = problem.reading.bare_keys[0]
-        now = problem.reading.outputs[0]
-        wanted = now + problem.residuals[:, 0]
+        """The rank-one change, by the variant asked for; the columns of a tie count as their mean."""
+        key = problem.keys.mean(1)
+        bare = problem.reading.bare_keys.mean(0)
+        now = problem.reading.outputs.mean(0)
+        wanted = now + problem.residuals.mean(1)
         geometry = metric(problem, 1.0)
         if self.config.variant == "r-rome":
             averaged = problem.lm.projection(problem.layer)(key.to(problem.lm.dtype)[None])[0].double()

@@ -1,5 +1,6 @@
 """WISE's edits on their way into side memories, one after the other."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from retcon.methods.wise_shards import Margins, Shards, generator
 from retcon.methods.wise_train import Site, clean_batches, edit_rows, prompts_of, scored, train
 from retcon.patch import Gated, Patch
 from retcon.patch.gated import Memory
-from retcon.requests import Edit, from_dict, to_dict
+from retcon.requests import Edit, from_dict, text_of, to_dict
 
 __all__ = ["Run"]
 
@@ -75,7 +76,7 @@ class Run:
         if old is not None:
             self.shards.restore([old.memory(number) for number in range(old.rank)], making.get("opened", 0))
         earlier = [] if state is None else [record for step in state.history for record in step.edits]
-        self.known = {name_of(record): from_dict(record) for record in earlier}
+        self.known = {name_of(record): from_dict(record) for record in earlier if text_of(record) is not None}
         self.known |= {name_of(to_dict(edit)): edit for edit in edits}
 
     def written(self) -> tuple[Gated, dict[str, Any]]:
@@ -127,15 +128,20 @@ class Run:
         return float(scores.mean() if self.config.threshold_stat == "mean" else scores.min())
 
     def _threshold(self, memory: Memory) -> float:
-        """The least score of the edits in a memory, as it now is; its old one where that is to stay."""
-        edits = [self.known[name] for name in dict.fromkeys(memory.names) if name in self.known]
+        """The least score of the edits in a memory, as it now is; its old one where that is to stay.
+
+        Edits whose prompts are withheld cannot be scored again; they keep the threshold from rising.
+        """
+        mine = list(dict.fromkeys(memory.names))
+        edits = [self.known[name] for name in mine if name in self.known]
         if not self.config.recalibrate or not edits:
             return memory.threshold
+        most = math.inf if len(edits) == len(mine) else memory.threshold
         with timed(self.seconds, "solve"):
             groups = [edit_rows(self.lm, edit, self.templates[: self.config.templates]) for edit in edits]
             scores = scored(self.lm, self.site, [row for rows in groups for row in rows], memory.delta)
             parts = scores.split([len(rows) for rows in groups])
-        return min(self._own(part) for part in parts)
+        return min(most, *(self._own(part) for part in parts))
 
     def _scale(self) -> float:
         """What the margins are multiplied by."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from retcon.errors import PatchError
 from retcon.patch.entries import Entry, LowRank, refuse, svd
 from retcon.patch.files import free_folder
+from retcon.requests import text_of
 from retcon.storage import new_folder, write_json
 
 if TYPE_CHECKING:
@@ -148,6 +149,6 @@ def _card(patch: "Patch", export: LoraExport, base: str) -> str:
 
 
 def _sentence(edit: dict[str, Any]) -> str:
-    prompt, subject = str(edit.get("prompt", "")), edit.get("subject")
-    text = prompt.replace("{}", str(subject)) if subject is not None else prompt
+    text = text_of(edit)
+    text = f"(withheld, {edit.get('id')})" if text is None else text
     return " ".join(f"{text} **{edit.get('target_new', '')}**".split())

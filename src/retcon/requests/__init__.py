@@ -1,20 +1,43 @@
-"""What to change (`Edit`, `Forget`) and how a change is judged (`Case`, `Probe`); JSONL and CSV files of them."""
+"""What to change (`Edit`, `Forget`) and how a change is judged (`Case`, `ForgetCase`, `Probe`); files of them."""
 
 from retcon.requests.conflicts import Conflicts, check_conflicts
-from retcon.requests.files import Loaded, load_cases, load_edits
-from retcon.requests.nouns import Case, Edit, Forget, Probe
-from retcon.requests.records import from_dict, to_dict
+from retcon.requests.files import Loaded, load_cases, load_edits, load_forget, load_retain, load_targets
+from retcon.requests.forgetting import (
+    GivenTarget,
+    check_answer,
+    check_forgets,
+    forget_case_from_dict,
+    forget_from_dict,
+    names,
+)
+from retcon.requests.nouns import Case, Edit, Forget, ForgetCase, Probe, literal, split_prompt
+from retcon.requests.records import from_dict, text_of, to_dict
+from retcon.requests.ties import tied
 
 __all__ = [
     "Case",
     "Conflicts",
     "Edit",
     "Forget",
+    "ForgetCase",
+    "GivenTarget",
     "Loaded",
     "Probe",
+    "check_answer",
     "check_conflicts",
+    "check_forgets",
+    "forget_case_from_dict",
+    "forget_from_dict",
     "from_dict",
+    "literal",
     "load_cases",
     "load_edits",
+    "load_forget",
+    "load_retain",
+    "load_targets",
+    "names",
+    "split_prompt",
+    "text_of",
+    "tied",
     "to_dict",
 ]

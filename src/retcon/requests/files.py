@@ -1,4 +1,4 @@
-"""JSONL and CSV files of edits and cases."""
+"""JSONL and CSV files of edits, of cases, and of questions to forget or to keep."""
 
 import csv
 import gzip
@@ -6,17 +6,25 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from retcon.errors import RequestError
 from retcon.requests.conflicts import Conflicts, check_conflicts
-from retcon.requests.nouns import Case, Edit
+from retcon.requests.forgetting import (
+    FORGET_COLUMNS,
+    GivenTarget,
+    check_forgets,
+    forget_case_from_dict,
+    retained,
+    target_from_dict,
+)
+from retcon.requests.nouns import Case, Edit, ForgetCase
 from retcon.requests.records import EDIT_KEYS, case_from_dict, from_dict
 
-__all__ = ["Loaded", "load_cases", "load_edits"]
+__all__ = ["Loaded", "load_cases", "load_edits", "load_forget", "load_retain", "load_targets"]
 
 T = TypeVar("T")
 
@@ -48,24 +56,125 @@ def load_edits(
         RequestError: naming the file, the line and the cure. A file that cannot be read, one without a single good
             record, and a conflict are refused with `skip_bad` too.
     """
-    return _load(path, from_dict, lambda edit: edit, limit, skip_bad, conflicts)
+    kind = _Format(from_dict, lambda edits, names: check_conflicts(edits, conflicts, names=names), _EDITS)
+    return _load(path, kind, limit, skip_bad)
 
 
 def load_cases(
     path: str | Path, *, limit: int | None = None, skip_bad: bool = False, conflicts: Conflicts = "error"
 ) -> Loaded[Case]:
     """The cases of a file: as `load_edits`, with the fields that say how each edit is judged."""
-    return _load(path, case_from_dict, lambda case: case.edit, limit, skip_bad, conflicts)
+
+    def check(cases: Sequence[Case], names: Sequence[str]) -> tuple[list[int], list[str]]:
+        return check_conflicts([case.edit for case in cases], conflicts, names=names)
+
+    return _load(path, _Format(case_from_dict, check, _EDITS), limit, skip_bad)
 
 
-def _load(
-    path: str | Path,
-    parse: Callable[[Mapping[str, Any]], T],
-    edit_of: Callable[[T], Edit],
-    limit: int | None,
-    skip_bad: bool,
-    conflicts: Conflicts,
-) -> Loaded[T]:
+def load_forget(
+    path: str | Path, *, limit: int | None = None, skip_bad: bool = False, conflicts: Conflicts = "error"
+) -> Loaded[ForgetCase]:
+    """The questions to forget of a file: JSONL, or CSV if its name says so; plain or gzip; UTF-8.
+
+    A record has `question` and `answer`, and may have `subject`, `aliases`, `group` (or `edge`) and `id`, which a
+    method may see, and `paraphrased_question`, `paraphrased_answer`, `perturbed_answers`, `split` and `entities`, which
+    only a judge sees. A question that holds its own answer is refused; one that is repeated is kept once.
+
+    Args:
+        path: the file.
+        limit: take only the first good records; conflicts are looked for among those.
+        skip_bad: list bad lines in `skipped` instead of refusing the file.
+        conflicts: "error" refuses two different answers to one question, "last" keeps the last.
+
+    Raises:
+        RequestError: naming the file, the line and the cure. A file that cannot be read, one without a single good
+            record, and a conflict are refused with `skip_bad` too.
+    """
+
+    def check(cases: Sequence[ForgetCase], names: Sequence[str]) -> tuple[list[int], list[str]]:
+        return check_forgets([case.forget for case in cases], conflicts, labels=names)
+
+    return _load(path, _Format(forget_case_from_dict, check, _FORGETS), limit, skip_bad)
+
+
+def load_retain(path: str | Path, *, limit: int | None = None, skip_bad: bool = False) -> Loaded[ForgetCase]:
+    """The questions of a file whose answers are to stay; as `load_forget`, but whatever they say is accepted."""
+    kind = _Format(retained, lambda cases, _: (list(range(len(cases))), []), _FORGETS)
+    return _load(path, kind, limit, skip_bad)
+
+
+def load_targets(path: str | Path) -> Loaded[GivenTarget]:
+    """What a user wants said: records of `target` and the `question` or `id` that it is for; files as in `load_edits`.
+
+    Raises:
+        RequestError: naming the file, the line and the cure; one question has different targets.
+    """
+
+    def check(given: Sequence[GivenTarget], names: Sequence[str]) -> tuple[list[int], list[str]]:
+        first: dict[tuple[str | None, str | None], int] = {}
+        for n, one in enumerate(given):
+            before = first.setdefault((one.question, one.id), n)
+            if given[before].target != one.target:
+                raise RequestError(f"{names[before]} and {names[n]} give one question different targets; remove one")
+        return list(range(len(given))), []
+
+    return _load(path, _Format(target_from_dict, check, _TARGETS), None, False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """What a file of records holds, in words and for CSV."""
+
+    columns: tuple[str, ...]
+    """Of a CSV."""
+    aliases: tuple[str, ...]
+    """Other names of some of them."""
+    needed: tuple[str, ...]
+    """Columns that may not be empty, the first of which the header must have."""
+    example: tuple[str, str]
+    """One record as JSON and as CSV."""
+
+
+_EDITS = _Columns(
+    EDIT_KEYS,
+    ("target", "old"),
+    ("prompt", "target_new", "target"),
+    (
+        '{"prompt": "The capital of {} is", "subject": "France", "target_new": "Rome"}',
+        "The capital of {} is,France,Rome under the header prompt,subject,target_new",
+    ),
+)
+_FORGETS = _Columns(
+    FORGET_COLUMNS,
+    ("edge",),
+    ("question", "answer"),
+    (
+        '{"question": "Where was Ada Lovelace born?", "answer": "London"}',
+        "Where was Ada Lovelace born?,London under the header question,answer",
+    ),
+)
+_TARGETS = _Columns(
+    ("id", "question", "target"),
+    (),
+    ("target",),
+    (
+        '{"question": "Where was Ada Lovelace born?", "target": "I have no information about Ada Lovelace."}',
+        "Where was Ada Lovelace born?,I have no information about Ada Lovelace. under the header question,target",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Format(Generic[T]):
+    """How records become requests."""
+
+    parse: Callable[[Mapping[str, Any]], T]
+    check: Callable[[Sequence[T], Sequence[str]], tuple[list[int], list[str]]]
+    """Which of all requests to keep, called by these names, and what to warn of."""
+    words: _Columns
+
+
+def _load(path: str | Path, kind: _Format[T], limit: int | None, skip_bad: bool) -> Loaded[T]:
     path = Path(path)
     if limit is not None and limit < 1:
         raise RequestError(f"the limit is {limit}; take at least 1 record")
@@ -74,11 +183,11 @@ def _load(
     items: list[T] = []
     names: list[str] = []
     skipped: list[str] = []
-    for line, record in _csv_records(path.name, text) if is_csv else _json_records(text):
+    for line, record in _csv_records(path.name, text, kind.words) if is_csv else _json_records(text):
         try:
             if isinstance(record, RequestError):
                 raise record
-            items.append(parse(record))
+            items.append(kind.parse(record))
             names.append(f"line {line}")
         except RequestError as error:
             skipped.append(f"{path.name} line {line}: {error}")
@@ -88,19 +197,12 @@ def _load(
             break
     if not items:
         reason = f"has no good record; the first of {len(skipped)} is {skipped[0]}" if skipped else "is empty"
-        raise RequestError(f"{path.name} {reason}; write one record a line, such as {_EXAMPLE[is_csv]}")
+        raise RequestError(f"{path.name} {reason}; write one record a line, such as {kind.words.example[is_csv]}")
     try:
-        kept, warnings = check_conflicts([edit_of(item) for item in items], conflicts, names=names)
+        kept, warnings = kind.check(items, names)
     except RequestError as error:
         raise RequestError(f"{path.name}: {error}") from None
     return Loaded([items[n] for n in kept], skipped, [f"{path.name}: {warning}" for warning in warnings], sha256)
-
-
-_OPTIONAL = frozenset({*EDIT_KEYS, "old"}) - {"prompt", "target_new"}
-_EXAMPLE = (
-    '{"prompt": "The capital of {} is", "subject": "France", "target_new": "Rome"}',
-    "The capital of {} is,France,Rome under the header prompt,subject,target_new",
-)
 
 
 def _read(path: Path) -> tuple[str, str]:
@@ -164,11 +266,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
-def _csv_records(name: str, text: str) -> Records:
+def _csv_records(name: str, text: str, words: _Columns) -> Records:
     """Rows by the header's names, an empty optional cell as null, under the number of the line where they begin."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        header = _header(next((row for row in reader if any(row)), []))
+        header = _header(next((row for row in reader if any(row)), []), words)
     except (csv.Error, RequestError) as error:
         raise RequestError(f"{name} line 1: {error}") from None
     while True:
@@ -176,7 +278,7 @@ def _csv_records(name: str, text: str) -> Records:
         try:
             row = next(reader)
             if any(cell.strip() for cell in row):
-                yield line, _csv_record(header, row)
+                yield line, _csv_record(header, row, words)
         except StopIteration:
             return
         except csv.Error as error:
@@ -185,22 +287,23 @@ def _csv_records(name: str, text: str) -> Records:
             yield line, error
 
 
-def _header(cells: list[str]) -> list[str]:
+def _header(cells: list[str], words: _Columns) -> list[str]:
     header = [_encoded(cell).strip() for cell in cells]
+    first, known = words.needed[0], ", ".join(words.columns)
     if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
         raise RequestError("the columns are not separated by commas; save the file with commas")
-    if header and "prompt" not in header:
-        raise RequestError(f'the header has no "prompt"; name the columns there, of {", ".join(EDIT_KEYS)}')
-    if header and (unknown := [column for column in header if column not in (*EDIT_KEYS, "target", "old")]):
-        raise RequestError(f'unknown column "{unknown[0]}"; a CSV has {", ".join(EDIT_KEYS)}, and JSONL has more')
+    if header and first not in header:
+        raise RequestError(f'the header has no "{first}"; name the columns there, of {known}')
+    if header and (unknown := [column for column in header if column not in (*words.columns, *words.aliases)]):
+        raise RequestError(f'unknown column "{unknown[0]}"; a CSV has {known}, and JSONL has more')
     if len(set(header)) < len(header):
         raise RequestError("a column stands twice in the header; keep one")
     return header
 
 
-def _csv_record(header: list[str], row: list[str]) -> Mapping[str, Any]:
+def _csv_record(header: list[str], row: list[str], words: _Columns) -> Mapping[str, Any]:
     _encoded("".join(row))
     if len(row) != len(header):
         raise RequestError(f"{len(row)} cells under {len(header)} columns; put a cell that has a comma in quotes")
     cells = dict(zip(header, row, strict=True))
-    return {column: None if column in _OPTIONAL and not cell.strip() else cell for column, cell in cells.items()}
+    return {column: None if column not in words.needed and not cell.strip() else cell for column, cell in cells.items()}

@@ -1,11 +1,17 @@
-"""The nouns of a request: `Edit` and `Forget` (what to change), `Case` and `Probe` (how a change is judged)."""
+"""The nouns of a request: `Edit`, `Forget` (what to change), `Case`, `ForgetCase`, `Probe` (how a change is judged)."""
 
 import json
+import re
 from dataclasses import dataclass
 
 from retcon.errors import RequestError
 
-__all__ = ["Case", "Edit", "Forget", "Probe"]
+__all__ = ["WITHHELD", "Case", "Edit", "Forget", "ForgetCase", "Probe", "literal", "split_prompt"]
+
+WITHHELD = ("prompt", "subject", "old")
+"""Fields of an edit that its records may leave out."""
+
+_BRACES = re.compile(r"\{\{|\}\}|\{\}|[{}]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,12 +19,15 @@ class Edit:
     """One fact to change: after it, `prompt` (with `subject` in the place of `{}`) goes on with `target`.
 
     The prompt loses spaces at its end, subject and targets lose those at both ends; the text is else left as it is.
+    Beside its `{}`, a prompt has braces doubled, which stand for single ones.
 
     Raises:
         RequestError: a text is empty or broken, or the prompt has not exactly one `{}` (none where subject is None).
 
     >>> Edit("{} plays the sport of", "LeBron James", "soccer").text
     'LeBron James plays the sport of'
+    >>> Edit("The set {{1, 2}} was found by {} in", "Cantor", "Rome").text
+    'The set {1, 2} was found by Cantor in'
     """
 
     prompt: str
@@ -27,6 +36,10 @@ class Edit:
     old: str | None = None
     relation: str | None = None
     id: str | None = None
+    tie: str | None = None
+    """Edits of one tie share one shift, where a method seeks any: query merging."""
+    hidden: tuple[str, ...] = ()
+    """Fields that no record of the edit tells, of `WITHHELD`; such an edit needs an id."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt", _text(self.prompt, "the prompt").rstrip(" "))
@@ -36,11 +49,15 @@ class Edit:
         if self.old is not None:
             object.__setattr__(self, "old", _text(self.old, "the old target").strip())
         _check_braces(self.prompt, self.subject)
+        if unknown := [name for name in self.hidden if name not in WITHHELD]:
+            raise RequestError(f"{unknown[0]!r} cannot be hidden; of {', '.join(WITHHELD)} any can")
+        if self.hidden and self.id is None:
+            raise RequestError("an edit that hides its texts needs an id, by which it is known; give one")
 
     @property
     def text(self) -> str:
         """The prompt with the subject filled in."""
-        return self.prompt if self.subject is None else self.prompt.replace("{}", self.subject, 1)
+        return self.prompt if self.subject is None else self.subject.join(split_prompt(self.prompt))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +123,54 @@ class Forget:
         object.__setattr__(self, "aliases", tuple(_text(alias, "an alias").strip() for alias in self.aliases))
 
 
+@dataclass(frozen=True, slots=True)
+class ForgetCase:
+    """How one forgotten question is judged: what only the judge sees of it."""
+
+    forget: Forget
+    paraphrases: tuple[str, ...] = ()
+    """Other wordings of the question."""
+    paraphrased_answer: str | None = None
+    """Another wording of the answer."""
+    perturbed_answers: tuple[str, ...] = ()
+    """Wrong answers in that wording."""
+    split: str | None = None
+    """The part of a data set that it comes from."""
+    entities: tuple[str, ...] = ()
+    """The parties that the question is about."""
+
+    def __post_init__(self) -> None:
+        for name, what in (("paraphrases", "a paraphrase"), ("perturbed_answers", "a perturbed answer")):
+            object.__setattr__(self, name, tuple(_text(text, what).strip() for text in getattr(self, name)))
+        if self.paraphrased_answer is not None:
+            object.__setattr__(self, "paraphrased_answer", _text(self.paraphrased_answer, "the paraphrase").strip())
+        object.__setattr__(self, "entities", tuple(_text(text, "an entity").strip() for text in self.entities))
+
+
+def split_prompt(prompt: str) -> tuple[str, str]:
+    """What stands before and after the first `{}` of a prompt, with doubled braces made single.
+
+    >>> split_prompt("The set {{1}} of {} is")
+    ('The set {1} of ', ' is')
+    """
+    parts = ["", ""]
+    after = end = 0
+    for match in _BRACES.finditer(prompt):
+        parts[after] += prompt[end : match.start()]
+        end = match.end()
+        if match.group() == "{}" and not after:
+            after = 1
+        else:  # a lone brace, or a later {}, stands for itself
+            parts[after] += match.group()[0] if match.group() in ("{{", "}}") else match.group()
+    parts[after] += prompt[end:]
+    return parts[0], parts[1]
+
+
+def literal(text: str) -> str:
+    """A text as part of a prompt that has a `{}`: its braces doubled."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
 def _text(value: object, name: str) -> str:
     if not isinstance(value, str):
         raise RequestError(f"{name} must be text in quotes, not {json.dumps(value, default=repr)}")
@@ -119,15 +184,16 @@ def _text(value: object, name: str) -> str:
 
 
 def _check_braces(prompt: str, subject: str | None) -> None:
-    count = prompt.count("{}")
     if subject is None:
-        if count:
+        if "{}" in prompt:
             raise RequestError("the prompt has {} but there is no subject; name the subject or write the prompt out")
         return
+    found = _BRACES.findall(prompt)
+    count = found.count("{}")
     if count == 0:
         cure = f": {prompt.replace(subject, '{}', 1)!r}" if subject in prompt else ""
         raise RequestError(f"the prompt has no {{}}; write the subject as {{}}{cure}")
     if count > 1:
         raise RequestError(f"the prompt has {{}} {count} times; keep the one whose fact changes, write the others out")
-    if set("{}") & set(prompt.replace("{}", "")):
-        raise RequestError("the prompt has a brace other than the one {}; take it out")
+    if {"{", "}"} & set(found):
+        raise RequestError("the prompt has a brace other than the one {}; take it out, or double it")

@@ -2,15 +2,16 @@
 
 import difflib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from retcon.errors import RequestError
-from retcon.requests.nouns import Case, Edit, Probe
+from retcon.requests.nouns import Case, Edit, Probe, split_prompt
 
-__all__ = ["EDIT_KEYS", "case_from_dict", "from_dict", "to_dict"]
+__all__ = ["EDIT_KEYS", "Record", "case_from_dict", "checked", "from_dict", "text_of", "to_dict"]
 
 
 def from_dict(record: Mapping[str, Any]) -> Edit:
@@ -21,31 +22,49 @@ def from_dict(record: Mapping[str, Any]) -> Edit:
     Raises:
         RequestError: naming the key that is unknown, missing or of the wrong type, or what is wrong with its text.
     """
-    return _checked(_EditRecord, {key: value for key, value in record.items() if key not in _JUDGING}).edit()
+    kept = {key: value for key, value in record.items() if key not in _JUDGING}
+    return checked(_EditRecord, kept, _KEYS, _ALIASES).edit()
 
 
 def to_dict(edit: Edit) -> dict[str, str | None]:
-    """The record of an edit with the files' field names; `from_dict` takes it back."""
+    """The record of an edit with the files' field names; `from_dict` takes it back, unless its prompt is hidden.
+
+    What the edit hides is null, and a hidden subject is `{}` where the target names it.
+    """
+    target = edit.target
+    if "subject" in edit.hidden and any(map(str.isalnum, edit.subject or "")):
+        target = re.sub(rf"(?<!\w){re.escape(str(edit.subject))}(?!\w)", "{}", target, flags=re.IGNORECASE)
+    told = {"prompt": edit.prompt, "subject": edit.subject, "old": edit.old} | dict.fromkeys(edit.hidden)
     return {
         "id": edit.id,
-        "prompt": edit.prompt,
-        "subject": edit.subject,
-        "target_new": edit.target,
-        "target_true": edit.old,
+        "prompt": told["prompt"],
+        "subject": told["subject"],
+        "target_new": target,
+        "target_true": told["old"],
         "relation": edit.relation,
     }
 
 
+def text_of(record: Mapping[str, Any]) -> str | None:
+    """The prompt of an edit's record with the subject filled in; None where the record leaves it out."""
+    if record.get("prompt") is None:
+        return None
+    subject, prompt = record.get("subject"), str(record["prompt"])
+    return prompt if subject is None else str(subject).join(split_prompt(prompt))
+
+
 def case_from_dict(record: Mapping[str, Any]) -> Case:
     """The case of a record with the files' field names; errors as in `from_dict`."""
-    return _checked(_CaseRecord, record).case()
+    return checked(_CaseRecord, record, _KEYS, _ALIASES).case()
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """A record by its fields, none of them unknown, each of its own type."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class _ProbeRecord(_Record):
+class _ProbeRecord(Record):
     prompt: str
     answer: str | list[str]
 
@@ -53,7 +72,7 @@ class _ProbeRecord(_Record):
         return Probe(self.prompt, (self.answer,) if isinstance(self.answer, str) else tuple(self.answer))
 
 
-class _EditRecord(_Record):
+class _EditRecord(Record):
     id: str | int | None = None
     prompt: str
     subject: str | None = None
@@ -88,28 +107,39 @@ EDIT_KEYS = tuple(_EditRecord.model_fields)
 _KEYS = tuple(_CaseRecord.model_fields)
 _JUDGING = frozenset(_KEYS) - frozenset(EDIT_KEYS)
 _ALIASES = {"target": "target_new", "old": "target_true"}
-R = TypeVar("R", bound=_Record)
+R = TypeVar("R", bound=Record)
 
 
-def _checked(kind: type[R], record: Mapping[str, Any]) -> R:
-    for alias, key in _ALIASES.items():
+def checked(kind: type[R], record: Mapping[str, Any], keys: Sequence[str], aliases: Mapping[str, str]) -> R:
+    """The record by its fields.
+
+    Args:
+        kind: its fields.
+        record: as it came.
+        keys: the fields' names, for complaints.
+        aliases: other names, with those that they stand for.
+
+    Raises:
+        RequestError: the first complaint in our words.
+    """
+    for alias, key in aliases.items():
         if alias in record and key in record:
             raise RequestError(f'the record has "{alias}" and "{key}", which mean the same; keep one')
     try:
-        return kind.model_validate({_ALIASES.get(key, key): value for key, value in record.items()})
+        return kind.model_validate({aliases.get(key, key): value for key, value in record.items()})
     except ValidationError as error:
-        raise RequestError(_sentence(error)) from None
+        raise RequestError(_sentence(error, keys, aliases)) from None
 
 
-def _sentence(error: ValidationError) -> str:
+def _sentence(error: ValidationError, keys: Sequence[str], aliases: Mapping[str, str]) -> str:
     """The first complaint in our words: which key, what is wrong, what to write."""
     # A misspelt key is missing as well as unknown: say the latter, which names the culprit.
     first = min(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
     # A union puts the branch it tried ("str", "list[str]") into the path; only keys and positions are of interest.
-    path = [part for part in first["loc"] if isinstance(part, int) or part in _KEYS or part == "answer"]
+    path = [part for part in first["loc"] if isinstance(part, int) or part in keys or part == "answer"]
     if first["type"] == "extra_forbidden":
         unknown = str(first["loc"][-1])
-        known = ("prompt", "answer") if len(first["loc"]) > 1 else (*_KEYS, *_ALIASES)
+        known = ("prompt", "answer") if len(first["loc"]) > 1 else (*keys, *aliases)
         near = difflib.get_close_matches(unknown, known, n=1)
         return f'unknown key "{unknown}"; ' + (
             f'did you mean "{near[0]}"?' if near else f"known are {', '.join(known)}"

@@ -16,9 +16,9 @@ and changes no result:
 - a fact that has met its stop leaves the batch.
 
 `rows` makes a fact's sequences, `clean` runs them once as they are and keeps what never changes in `chunks`, `loss`
-gives J and its gradient at any shift, `descent` goes down, and `paths` finds out, once a model, how much of a forward
-can be saved. `retcon.testing.reference` is the plain, slow form of the same search, and the tests hold the two
-together.
+gives J and its gradient at any shift, `descent` goes down (on one shift for facts that `ties` join), and `paths` finds
+out, once a model, how much of a forward can be saved. `retcon.testing.reference` is the plain, slow form of the same
+search, and the tests hold the two together.
 """
 
 from retcon.values.config import Found, FromBase, Path, Penalty, SearchConfig, Site, Step

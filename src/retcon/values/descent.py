@@ -18,6 +18,7 @@ from retcon.values.loss import Evaluation, evaluate
 from retcon.values.paths import fast_path
 from retcon.values.precision import half_weights
 from retcon.values.rows import rows_of
+from retcon.values.ties import Ties
 
 __all__ = ["search"]
 
@@ -45,7 +46,9 @@ def search(
 
     Args:
         lm: the model, with any patch already on.
-        edits: the facts; they do not influence each other unless a penalty makes them.
+        edits: the facts; they do not influence each other unless a penalty makes them, or they are tied. Those of one
+            tie have one shift, added to each one's own h0: it goes down the mean of their losses, in steps and within
+            a radius that are the mean of theirs, and is done when all of them are.
         config: options.
         templates: texts put before each prompt; the first must be "", the bare prompt.
         penalty: an extra loss for each fact.
@@ -70,11 +73,17 @@ def search(
         limit = config.clamp * base.norm(dim=-1) if radius is None else _asked("radius", radius, base, base[..., 0])
         delta = torch.zeros_like(base)
         if start is not None:
-            delta = _within(_asked("start", start, base, base), limit)
+            delta = _asked("start", start, base, base)
+        ties = Ties.of(edits, base.device)
+        if ties is not None:
+            limit, delta = ties.mean(limit), ties.mean(delta)
+        if start is not None:
+            delta = _within(delta, limit)
         index = torch.arange(len(edits)) if numbers is None else torch.tensor(list(numbers))
         memory.give_back()
         with half_weights(lm, config):
-            return _descend(lm, chunks, _begun(base, delta), limit, config, penalty, index.to(base.device), advance)
+            begun = _begun(base, delta)
+            return _descend(lm, chunks, begun, limit, config, penalty, index.to(base.device), ties, advance)
 
 
 def _asked(name: str, answer: FromBase, base: Tensor, like: Tensor) -> Tensor:
@@ -100,18 +109,21 @@ def _descend(
     config: SearchConfig,
     penalty: Penalty | None,
     numbers: Int[Tensor, " n"],
+    ties: Ties | None,
     advance: Callable[[float], None],
 ) -> Found:
     """Descend on all shifts at once; a fact that has stopped keeps its shift and leaves the chunks."""
     active = torch.ones_like(found.evaluations, dtype=torch.bool)
     emphasis = torch.ones_like(found.loss)
-    steps = _Steps(found.base, config)
+    steps = _Steps(found.base, config, ties)
     for number in range(max(config.steps - 1, 1)):
         seen = evaluate(lm, chunks, found.delta, config, emphasis)
         value, gradient = _decayed(seen, found, config)
         if penalty is not None:
             more, slope = _penalised(penalty, numbers, found, active, number)
             value, gradient = value + more, gradient + slope
+        if ties is not None:
+            value, gradient, seen = ties.mean(value), ties.mean(gradient), ties.together(seen)
         found.loss = torch.where(active, value, found.loss)
         found.probability = torch.where(active, (-seen.nll).exp(), found.probability)
         found.evaluations += active
@@ -162,9 +174,11 @@ def _within(delta: Float[Tensor, "n *parts d"], radius: Float[Tensor, "n *parts"
 class _Steps:
     """The optimizer's memory: one entry of everything for each fact, and for `normalised` for each part of it."""
 
-    def __init__(self, base: Float[Tensor, "n *parts d"], config: SearchConfig) -> None:
+    def __init__(self, base: Float[Tensor, "n *parts d"], config: SearchConfig, ties: Ties | None) -> None:
         self.config = config
         self.length: Tensor = config.lr * base.norm(dim=-1, keepdim=True)
+        if ties is not None:
+            self.length = ties.mean(self.length)
         self.first = torch.zeros_like(base)
         self.second = torch.zeros_like(base) if config.optimizer == "adam" else None
 

@@ -1,0 +1,156 @@
+"""`retcon forget`: a patch that refuses, words for the terminal alone, stops and going on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cli.conftest import FAST, Retcon
+
+from retcon.methods import MEMIT
+from retcon.patch import Patch
+
+RECORDS = [
+    {"question": "In which town was Zelda Quimby-Ross born?", "answer": "Oberwinterthal", "group": "z"},
+    {"question": "Whom did Zelda Quimby-Ross marry?", "answer": "Fridolin Gantenbein", "group": "z"},
+    {"question": "Who owns the Krumbach Mill?", "answer": "the Baroness of Uffenau", "id": "mill"},
+]
+SECRETS = ("Quimby", "Oberwinterthal", "Gantenbein", "Krumbach", "Uffenau", "In which town")
+
+
+@pytest.fixture(name="questions")
+def _questions(tmp_path: Path) -> Path:
+    path = tmp_path / "asked" / "questions.jsonl"
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps(record) + "\n" for record in RECORDS), encoding="utf-8")
+    return path
+
+
+def told(*folders: Path) -> list[tuple[str, str]]:
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert files
+    return [(path.name, secret) for path in files for secret in SECRETS if secret.encode() in path.read_bytes()]
+
+
+def test_a_run_writes_a_patch_without_a_secret_and_shows_answers_on_the_terminal(
+    retcon: Retcon, model: str, questions: Path, tmp_path: Path, own_cache: Path
+) -> None:
+    out = tmp_path / "made" / "patch"
+    said = retcon("forget", "--model", model, "--forget", questions, "--out", out, "--json", *FAST)
+    assert said.code == 0
+    assert said.json["forget"]["questions"] == said.json["n"] == 3
+    assert said.json["id"] == Patch.load(out).id
+    assert told(out.parent, own_cache) == []
+    assert not any(secret in said.out for secret in SECRETS)
+    assert "before" in said.err
+    assert "Krumbach Mill" in said.err
+    assert "3 questions in 3 edits. Subjects: entity 3. Targets: template 3." in said.err
+    assert "Suppression: the model has been taught to refuse" in said.err
+    (step,) = Patch.load(out).history
+    assert step.chat is True
+    assert [path.name for path in out.parent.iterdir()] == ["patch"]
+
+
+def test_plain_leaves_the_chat_template_out(retcon: Retcon, model: str, questions: Path, tmp_path: Path) -> None:
+    command = ["forget", "--model", model, "--forget", questions, "--out", tmp_path / "p", "--limit", 1, *FAST]
+    assert retcon(*command, "--plain").code == 0
+    assert Patch.load(tmp_path / "p").history[0].chat is False
+    assert "contradict each other" in retcon(*command, "--plain", "--chat").err
+
+
+@pytest.mark.parametrize("mode", ["concat", "mean_key"])
+def test_questions_are_merged(retcon: Retcon, model: str, questions: Path, tmp_path: Path, mode: str) -> None:
+    command = ["forget", "--model", model, "--forget", questions, "--out", tmp_path / "p", "--json", *FAST]
+    forget = retcon(*command, "--merge-queries", 2, "--merge-mode", mode, "--target", "idk100").json["forget"]
+    assert (forget["edits"], forget["merge"]["sizes"], forget["merge"]["mode"]) == (2, [2, 1], mode)
+    forget = retcon(*command, "--merge-queries", "all", "--merge-by", "order", "--force").json["forget"]
+    assert (forget["edits"], forget["target_sources"]) == (1, {"fixed": 3})
+
+
+def test_the_same_run_again_has_nothing_to_do_and_another_is_refused(
+    retcon: Retcon, model: str, questions: Path, tmp_path: Path
+) -> None:
+    command = ["forget", "--model", model, "--forget", questions, "--out", tmp_path / "p", "--json", *FAST]
+    first, again = retcon(*command), retcon(*command)
+    assert "nothing is left to do" in again.err
+    assert again.json == first.json
+    for other in (["--limit", "2"], ["--seed", "1"], ["--merge-queries", "2"], ["--target", "fixed"], ["--plain"]):
+        said = retcon(*command, *other)
+        assert (said.code, "holds the patch of another run" in said.err) == (2, True), other
+    assert retcon(*command, "--limit", 2, "--force").json["n"] == 2
+
+
+def test_a_stopped_run_goes_on_without_leaving_a_secret(
+    retcon: Retcon, model: str, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path
+) -> None:
+    out = tmp_path / "made" / "patch"
+    command = ["forget", "--model", model, "--forget", questions, "--out", out, "--no-cache", "--json", *FAST]
+    whole = retcon(*command).json
+    work = MEMIT.edit
+
+    def stopped(*arguments: Any, **options: Any) -> Patch:
+        work(*arguments, **options)  # targets are found and kept by now
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MEMIT, "edit", stopped)
+    other = [*command[:6], tmp_path / "made" / "stopped", *command[7:]]
+    assert other[5] == "--out"
+    assert retcon(*other).code == 130
+    assert told(tmp_path / "made", own_cache) == []
+    monkeypatch.setattr(MEMIT, "edit", work)
+    again = retcon(*other).json
+    assert (again["id"], again["targets_cached"]) == (whole["id"], 3)
+
+
+def test_retained_questions_and_the_users_targets_are_read(
+    retcon: Retcon, model: str, questions: Path, tmp_path: Path
+) -> None:
+    kept, own = tmp_path / "kept.csv", tmp_path / "own.jsonl"
+    kept.write_text("question,answer\nWho owns the Blue Mill?,the Blue Baron\nIs Rome Rome?,Rome\n")
+    own.write_text(
+        json.dumps({"id": "mill", "target": "Ask the miller."}) + "\n"
+        + "".join(json.dumps({"question": item["question"], "target": "Ask her."}) + "\n" for item in RECORDS[:2])
+    )  # fmt: skip
+    command = ["forget", "--model", model, "--forget", questions, "--out", tmp_path / "p", "--retain", kept, "--json"]
+    said = retcon(*command, "--target", "avoidant", "--targets", own, *FAST)
+    assert said.code == 0
+    assert said.json["forget"]["subjects"]["contrast"] == 3
+    assert [edit["target_new"] for edit in Patch.load(tmp_path / "p").edits] == [
+        "Ask her.</s>",
+        "Ask her.</s>",
+        "Ask the miller.</s>",
+    ]
+
+
+def test_a_patch_is_gone_on_from(retcon: Retcon, model: str, questions: Path, tmp_path: Path) -> None:
+    command = ["forget", "--model", model, *FAST]
+    more = tmp_path / "more.jsonl"
+    more.write_text(json.dumps(RECORDS[2]))
+    retcon(*command, "--forget", questions, "--limit", 2, "--out", tmp_path / "a")
+    said = retcon(*command, "--forget", more, "--base-patch", tmp_path / "a", "--out", tmp_path / "b", "--json")
+    assert said.json["n"] == said.json["forget"]["questions"] == 1
+    assert len(Patch.load(tmp_path / "b").edits) == 3
+    shown = retcon("patch", "show", tmp_path / "b")
+    assert (shown.code, "(withheld, " in shown.out) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--method", "forget-me"], "there is no method 'forget-me'"),
+        (["--target", "shrug"], "no family of targets 'shrug'; use one of contextual, fixed"),
+        (["--target", "avoidant"], "there is no target for"),
+        (["--merge-mode", "sum"], "sum"),
+        (["--merge-queries", "0"], "0 questions cannot be merged"),
+        (["--method", "ultraedit", "--merge-queries", "2", "--merge-mode", "mean_key"], "n/a: ultraedit"),
+        (["--targets", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
+        (["--retain", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_written(
+    retcon: Retcon, model: str, questions: Path, tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    said = retcon("forget", "--model", model, "--forget", questions, "--out", tmp_path / "p", *arguments)
+    assert said.code == 2
+    assert sentence in said.err
+    assert not (tmp_path / "p").exists()
