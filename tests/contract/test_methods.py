@@ -16,11 +16,11 @@ from retcon.testing.contract import Check, Trial, checks, declared_unsupported, 
 FAST = ("llama", "gpt2", "gptj", "gemma2")
 """Plain; Conv1D; tuple blocks that run in parallel; a norm after the MLP."""
 
-THIN = {"emmet", "alphaedit", "memit-blue", "alphaedit-blue", "pmet-blue", "ft-l", "ft-m", "rmu", "dpo"}
+THIN = {"emmet", "alphaedit", "memit-blue", "alphaedit-blue", "pmet-blue", "ft-l", "ft-m", "npo", "ike"}
 """Methods that differ from another by a few lines which know nothing of families: the fast checks take the first two
 of `FAST`, the slow ones all families."""
 
-THINNER = {"ga", "graddiff", "kl", "idk", "simnpo", "undial", "wga", "satimp", "ceu"}
+THINNER = {"ga", "graddiff", "kl", "idk", "dpo", "simnpo", "rmu", "undial", "wga", "satimp", "ceu"}
 """Objectives that differ from `npo` by a formula alone, which is tested as such: the slow checks take all families."""
 
 TWO_LAYERS = {"layers": (1, 2)}
