@@ -176,7 +176,7 @@ def _summary(loaded: "Patch") -> dict[str, Any]:
 
 def _facts(loaded: "Patch") -> list[tuple[str, str]]:
     steps = [f"{step.method}: {len(step.edits)} edits, seed {step.seed}" for step in loaded.history]
-    modules = [f"{path} rank {entry.rank}" for path, entry in loaded.entries.items()]
+    modules = [f"{path or 'the prompt'} rank {entry.rank}" for path, entry in loaded.entries.items()]
     return [
         ("patch", loaded.id),
         ("made for", loaded.base.title),
