@@ -8,11 +8,12 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from retcon import patch, progress
+from retcon import patch, progress, tokens
 from retcon.forward.probes import cache_holds
 from retcon.forward.rows import Aligned, align, batches, refuse_empty
 from retcon.forward.running import call, expanded, filled, gathered_head, logits_at
 from retcon.lm import LM
+from retcon.tokens import Located
 
 __all__ = ["Scored", "score"]
 
@@ -94,12 +95,10 @@ def _starts(
             groups.setdefault(tuple(rows[i][:_SHARED_TOKENS]), []).append(i)
     found: dict[int, tuple[int, ...]] = {}
     for members in groups.values():
-        first = rows[members[0]][: min(len(items[i][0]) for i in members) - 1]  # the last token is run with the row
-        for i in members:
-            same = (a == b for a, b in zip(first, rows[i], strict=False))
-            first = first[: next((k for k, equal in enumerate(same) if not equal), len(first))]
-        if (len(members) - 1) * len(first) >= _SAVED_TOKENS:
-            found |= dict.fromkeys(members, tuple(first))
+        # a prompt's last token is run with its row
+        shared = tokens.common_start([Located(rows[i], len(items[i][0]) - 1) for i in members])
+        if (len(members) - 1) * shared >= _SAVED_TOKENS:
+            found |= dict.fromkeys(members, tuple(rows[members[0]][:shared]))
     return found
 
 
