@@ -16,7 +16,7 @@ from retcon.lm import LM
 from retcon.methods.grace_rows import Site, question, read_places
 from retcon.methods.grace_run import Run
 from retcon.methods.grace_state import Growth, Memory
-from retcon.methods.memories import chosen_layer, last_part, name_of, put_on, without_edits
+from retcon.methods.memories import MemoryMethod, chosen_layer, last_part, name_of, put_on, without_edits
 from retcon.methods.record import as_patch, resumed, timed
 from retcon.patch import Codebook, Entry, Patch
 from retcon.patch.chain import chained, parts_of
@@ -73,7 +73,7 @@ class GRACEConfig:
     """Seed of cold values and of sampled text."""
 
 
-class GRACE:
+class GRACE(MemoryMethod):
     """GRACE: a memory beside the weights, with a key, a radius and a value for each fact or group of like facts.
 
         y' = V_i   where i = argmin_j |K_j - h| and |K_i - h| <= r_i,   else y = W h
@@ -88,15 +88,8 @@ class GRACE:
     """
 
     Config: Any = GRACEConfig
+    config: GRACEConfig
     name: str = "grace"
-    order_matters: bool = True
-    folds: bool = False
-    """A batch decides fact by fact, as its fold does, but its values are sought together and it is one step."""
-    routes: bool = True
-    """Its patches look at the prompt and are no change of a weight."""
-
-    def __init__(self, config: GRACEConfig | None = None) -> None:
-        self.config = config or GRACEConfig()
 
     def layer(self, lm: LM) -> int:
         """The layer whose projection gets the codebook.

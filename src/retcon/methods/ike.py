@@ -12,7 +12,7 @@ from retcon.lm import LM
 from retcon.methods import in_context
 from retcon.methods.demonstrations import Pool, counts_of
 from retcon.methods.in_context import ORDINARY, budget_of, entered, gate, held_out, memory_of
-from retcon.methods.memories import put_on
+from retcon.methods.memories import MemoryMethod, put_on
 from retcon.methods.record import as_patch, resumed, timed
 from retcon.patch import Patch
 from retcon.patch.context import EVERY, ROOT
@@ -49,7 +49,7 @@ class IKEConfig:
     """Seed of the order of kinds."""
 
 
-class IKE:
+class IKE(MemoryMethod):
     """IKE: the fact, after demonstrations of how facts are used, is put before a prompt; no weight changes.
 
         context = demonstrations, the least similar first; New Fact: s o*, Prompt: s o*; New Fact: s o*, Prompt: [asked]
@@ -62,17 +62,10 @@ class IKE:
     """
 
     Config: Any = IKEConfig
+    config: IKEConfig
     name: str = "ike"
-    order_matters: bool = True
-    folds: bool = False
-    """Facts go in one by one, but a batch is one step."""
-    routes: bool = True
-    """Its patches look at the prompt and are no change of a weight."""
     in_context: bool = True
     """Whether its patches work is up to the model's reading."""
-
-    def __init__(self, config: IKEConfig | None = None) -> None:
-        self.config = config or IKEConfig()
 
     def edit(
         self,

@@ -1,4 +1,4 @@
-"""What methods with a memory beside one layer share: its place, its edits by name, going on, taking out."""
+"""What methods with a memory share: how they behave, its place, its edits by name, going on, taking out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +10,20 @@ from retcon.patch import Entry, Patch
 from retcon.patch.chain import chained, parts_of
 from retcon.storage import digest
 
-__all__ = ["chosen_layer", "last_part", "name_of", "put_on", "without_edits"]
+__all__ = ["MemoryMethod", "chosen_layer", "last_part", "name_of", "put_on", "without_edits"]
+
+
+class MemoryMethod:
+    """A method whose patches look at the prompt and are no change of a weight."""
+
+    Config: Any
+    order_matters: bool = True
+    folds: bool = False
+    """Facts go in one by one, but a batch is one step of the history."""
+    routes: bool = True
+
+    def __init__(self, config: Any = None) -> None:
+        self.config = self.Config() if config is None else config
 
 
 def chosen_layer(lm: LM, asked: int | None, usual: int) -> int:

@@ -23,7 +23,7 @@ from retcon.methods.in_context import (
     statement,
     text_ids,
 )
-from retcon.methods.memories import put_on
+from retcon.methods.memories import MemoryMethod, put_on
 from retcon.methods.record import as_patch, resumed, timed
 from retcon.patch import Context, Patch
 from retcon.patch.asking import answers
@@ -55,7 +55,7 @@ class SCRConfig:
     `pip install retcon-lm[encoder]`; by default the model's own input embeddings."""
 
 
-class SCR:
+class SCR(MemoryMethod):
     """SCR: the model reads the facts that it confirms to bear on the prompt; where there is none, it answers plainly.
 
         near      = the 4 facts with the largest cosine to the prompt, of idf-weighted means of input embeddings
@@ -68,17 +68,10 @@ class SCR:
     """
 
     Config: Any = SCRConfig
+    config: SCRConfig
     name: str = "scr"
-    order_matters: bool = True
-    folds: bool = False
-    """Facts go in one by one, but a batch is one step."""
-    routes: bool = True
-    """Its patches look at the prompt and are no change of a weight."""
     in_context: bool = True
     """Whether its patches work is up to the model's reading."""
-
-    def __init__(self, config: SCRConfig | None = None) -> None:
-        self.config = config or SCRConfig()
 
     def edit(
         self,

@@ -6,7 +6,7 @@ from typing import Any
 
 from retcon.errors import RetconError
 from retcon.lm import LM
-from retcon.methods.memories import chosen_layer, last_part, put_on, without_edits
+from retcon.methods.memories import MemoryMethod, chosen_layer, last_part, put_on, without_edits
 from retcon.methods.record import as_patch, resumed
 from retcon.methods.wise_config import WISEConfig, check
 from retcon.methods.wise_run import Run
@@ -21,7 +21,7 @@ __all__ = ["WISE", "WISEConfig", "without"]
 _DEPTH = 0.85
 
 
-class WISE:
+class WISE(MemoryMethod):
     """WISE: a side memory that takes the place of a weight for the prompts that it was trained on, and near ones.
 
         y' = (W + D_j) h + b   where j = argmax_i d_i over those with d_i > ratio * a_i,   else   y = W h + b
@@ -36,15 +36,8 @@ class WISE:
     """
 
     Config: Any = WISEConfig
+    config: WISEConfig
     name: str = "wise"
-    order_matters: bool = True
-    folds: bool = False
-    """A batch gives the memories of its fold, but it is one step."""
-    routes: bool = True
-    """Its patches look at the prompt and are no change of a weight."""
-
-    def __init__(self, config: WISEConfig | None = None) -> None:
-        self.config = config or WISEConfig()
 
     def layer(self, lm: LM) -> int:
         """The layer whose projection gets the memories.
