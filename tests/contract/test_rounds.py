@@ -8,7 +8,7 @@ import torch
 
 from retcon.lm import LM
 from retcon.methods import MEMIT, MEMITConfig
-from retcon.methods.locate_and_edit import taken_up
+from retcon.methods.rounds import taken_up
 from retcon.patch import Patch
 from retcon.requests import Edit
 from retcon.testing import tiny_edits, tiny_model, tiny_tokenizer

@@ -5,24 +5,21 @@ factors of the change. Everything else is here, once.
 """
 
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from retcon import forward, memory, patch, precision, solve, stats, targets, templates
-from retcon.errors import RetconError, RetconWarning
+from retcon.errors import RetconError
 from retcon.lm import LM
 from retcon.methods import record
 from retcon.methods.family import (
     NARROW,
-    SAME_KEY,
     LocateAndEditConfig,
     Problem,
     Site,
@@ -31,13 +28,14 @@ from retcon.methods.family import (
     search_config,
     still_held,
 )
+from retcon.methods.rounds import remembered, residuals, shared_keys, taken_up, told
 from retcon.patch import LowRank, Patch
 from retcon.requests import Edit, tied
 from retcon.sweep import Reading, Sweep
 from retcon.targets import Store
 from retcon.values import Found, SearchConfig, rows_of
 
-__all__ = ["LocateAndEdit", "edit_layers", "moments", "residuals", "taken_up"]
+__all__ = ["LocateAndEdit", "edit_layers", "moments"]
 
 _TAKEN_UP = 10
 """Facts that a later round takes up in any case."""
@@ -178,7 +176,7 @@ def edit_layers(
                 break
     memory = {f"cat.keys.{path}": keys for path, keys in work.keys.items()} if method.remembers else {}
     old = {} if state is None else state.state
-    memory = {name: _remembered(old.get(name), keys.cpu()) for name, keys in memory.items()}
+    memory = {name: remembered(old.get(name), keys.cpu()) for name, keys in memory.items()}
     info = {"targets_cached": run.cached, **run.notes, "facts": run.facts}
     return record.as_patch(lm, method.name, config, edits, work.entries, state, memory, run.seconds, info)
 
@@ -251,12 +249,12 @@ class _Batch:
                     ))  # fmt: skip
                     self.keys.setdefault(path, reading.keys.T.float())
                     if number == 0 and index == 0:
-                        run.notes["shared_keys"] = _shared_keys(reading.keys, part)
+                        run.notes["shared_keys"] = shared_keys(reading.keys, part)
                     sweep.write(layer, new[path])
             with run.timed("solve"):
                 final = sweep.read(top, top, bare_only=True)
                 assert found is not None
-                _diagnose(run, found, again, self._left(found, again, final, site))
+                run.facts = told(run.facts, found, again, self._left(found, again, final, site))
         for path, entry in new.items():
             if path in self.entries:
                 both = patch.combine(self.entries[path], entry)
@@ -320,21 +318,6 @@ class _Batch:
         return LowRank(factors.U.float(), factors.V.float())
 
 
-def taken_up(bare: Sequence[float], least: Sequence[float], bound: float, most: int) -> list[int]:
-    """Which facts a later round takes up, in order.
-
-    Args:
-        bare: log-probability of each fact's least likely target token under the bare prompt.
-        least: the same in any of its rows.
-        bound: from which on a fact needs nothing more.
-        most: facts taken up. Where more need it, those that are not sure under the bare prompt come first, the least
-            sure of each kind before others.
-    """
-    unsure = [i for i, value in enumerate(least) if value < bound]
-    unsure.sort(key=lambda i: (bare[i] >= bound, bare[i] if bare[i] < bound else least[i]))
-    return sorted(unsure[:most])
-
-
 def moments(lm: LM, paths: Sequence[str], config: LocateAndEditConfig) -> Mapping[str, stats.Moments]:
     """The statistics of the projections at `paths`; none where C = I."""
     if config.statistics == "none":
@@ -345,66 +328,3 @@ def moments(lm: LM, paths: Sequence[str], config: LocateAndEditConfig) -> Mappin
 def _templates(lm: LM, config: LocateAndEditConfig) -> tuple[str, ...]:
     words = [templates.SEARCH_WORDS[i % len(templates.SEARCH_WORDS)] for i in range(config.templates)]
     return templates.written(lm, words, length=config.template_length, seed=config.seed) if words else ()
-
-
-def residuals(lm: LM, found: Found, reading: Reading, site: Site) -> Float[Tensor, "N d"]:
-    """What is still to be written at the projection's output, from the present state of the partly edited model."""
-    if site == "layer_out":
-        gain = lm.arch.write_gain
-        assert gain is not None
-        return (found.target.double() - reading.states) / gain
-    wanted = found.target[:, 1] if site == "attn_and_mlp_out" else found.target
-    return wanted.double() - reading.outputs
-
-
-def _remembered(old: Tensor | None, new: Tensor) -> Tensor:
-    """Keys to keep, as at most d_k columns with the same sum of outer products."""
-    both = new if old is None else torch.cat([old.double(), new.double().cpu()], 1)
-    if both.shape[1] <= both.shape[0]:
-        return both.float()
-    lengths, directions = torch.linalg.eigh(both.double() @ both.double().T)
-    columns: Tensor = directions * lengths.clamp_min(0).sqrt()
-    return columns.float()
-
-
-def _shared_keys(keys: Float[Tensor, "N d_k"], residuals: Float[Tensor, "N d"]) -> int:
-    """Pairs of facts with the same key and different residuals: no weight can meet both. Warns where there are any."""
-    if len(keys) < 2 or len(keys) > 4000:
-        return 0
-    unit = torch.nn.functional.normalize(keys.float(), dim=1)
-    close = torch.triu(unit @ unit.T > SAME_KEY, 1)
-    pairs = close.nonzero()
-    apart = (residuals[pairs[:, 0]] - residuals[pairs[:, 1]]).norm(dim=1) > 0.1 * residuals[pairs[:, 0]].norm(dim=1)
-    count = int(apart.sum())
-    if count:
-        warnings.warn(
-            f"{count} pairs of facts share a key and want different answers; each pair will end between its two",
-            RetconWarning,
-            stacklevel=4,
-        )
-    return count
-
-
-def _diagnose(run: _Run, found: Found, facts: Sequence[int], left: Float[Tensor, "N d"]) -> None:
-    """One record a fact: how its search ended, and the share of its residual that was not written.
-
-    From the second round on, the records of facts that were sought again are brought up to date.
-    """
-    length = found.delta.double().flatten(1).norm(dim=1)
-    rest = left[list(facts)].norm(dim=1) / length.clamp_min(1e-12)
-    columns = {
-        "evaluations": found.evaluations.tolist(),
-        "loss": [round(value, 5) for value in found.loss.tolist()],
-        "probability": [round(value, 5) for value in found.probability.tolist()],
-        "delta_norm": [round(value, 4) for value in length.tolist()],
-        "base_norm": [round(value, 4) for value in found.base.flatten(1).norm(dim=1).tolist()],
-        "left": [round(value, 4) for value in rest.tolist()],
-    }
-    new: list[dict[str, Any]] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    if not run.facts:
-        run.facts = [{"rounds": 1, **fact} for fact in new]
-        return
-    for i, now in zip(facts, new, strict=True):
-        old = run.facts[i]
-        added = {name: old[name] + now[name] for name in ("evaluations", "delta_norm")}
-        run.facts[i] = {**now, **added, "rounds": old["rounds"] + 1}
