@@ -176,7 +176,7 @@ def test_alphaedit_in_two_batches(family: str, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("variant", ["rome", "r-rome"])
 @families
 def test_rome_in_both_forms(family: str, variant: Any, options: dict[str, Any]) -> None:
-    patch = ROME(ROMEConfig(layers=(2,), variant=variant, **options)).edit(lm(family), tiny_edits(1))
+    patch = ROME(ROMEConfig(layers=(2,), variant=variant, bare_weight=None, **options)).edit(lm(family), tiny_edits(1))
     norm = float(patch.entries[lm(family).arch.mlp_out[2]].delta().double().norm())
     assert norm == pytest.approx(NUMBERS[family][variant.replace("-", "_")], rel=1e-5)
 

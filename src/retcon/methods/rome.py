@@ -25,8 +25,17 @@ _MANY = 50
 class ROMEConfig(LocateAndEditConfig):
     """Options of ROME."""
 
-    templates: int = 20
-    """Texts, written by the model, that the prompt must hold after; besides the bare prompt."""
+    templates: int = 5
+    """Texts, written by the model, that the prompt must hold after; besides the bare prompt. Published: 20."""
+    bare_weight: float | None = 0.5
+    """Share of the bare prompt in the averaged key; None: each prompt counts the same, as published. A key at the very
+    start of a text is unlike all others, and a model without a start token meets the fact there: counted as one of
+    many, it is hardly written to."""
+    lr: float = 0.3
+    """Length of a step in units of |h0|, h0 being the projection's output, which is shorter than a layer's state; for
+    `adam` its learning rate (published: 0.5)."""
+    clamp: float = 4.0
+    """Longest delta, in units of that |h0|; as published."""
     variant: Literal["r-rome", "rome"] = "r-rome"
     """`r-rome` uses the averaged key throughout; `rome`, as first published, divides by the bare key's product."""
 
@@ -54,7 +63,8 @@ class ROME(LocateAndEdit):
 
     def __init__(self, config: ROMEConfig | None = None) -> None:
         super().__init__(config)
-        self.bare_weight = 1 / (self.config.templates + 1)
+        asked = self.config.bare_weight
+        self.bare_weight = 1 / (self.config.templates + 1) if asked is None else asked
 
     def layers(self, lm: LM) -> tuple[int, ...]:
         """The one layer to edit: the last of those that the family would."""
