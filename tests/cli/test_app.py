@@ -12,7 +12,7 @@ from retcon import __version__
 from retcon.cli import ask
 from retcon.errors import RetconWarning
 
-COMMANDS = ["edit", "forget", "eval", "ask", "locate", "stats", "patch", "models", "methods", "demo"]
+COMMANDS = ["edit", "forget", "probe", "eval", "ask", "locate", "stats", "patch", "models", "methods", "demo"]
 
 
 def test_help_imports_nothing_heavy_and_answers_at_once() -> None:

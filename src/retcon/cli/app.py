@@ -30,6 +30,7 @@ patch = App(name="patch", sort_key=99, help="Look into a patch, compose it, fold
 _COMMANDS = {
     "edit": "Compute a patch that changes the facts of a file.",
     "forget": "Compute a patch with which the model refuses to answer the questions of a file.",
+    "probe": "Try to get forgotten answers back, and say what kind of forgetting it was.",
     "eval": "Measure what a patch achieves and what it harms, before and after.",
     "ask": "Ask the model, without and with a patch, side by side.",
     "locate": "Find which layers, tokens and neurons hold a fact, or suggest layers to edit.",

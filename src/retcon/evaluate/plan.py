@@ -15,7 +15,7 @@ from retcon.metrics import METRICS
 from retcon.metrics.perplexity import windows
 from retcon.requests import Case
 
-__all__ = ["CaseQuestions", "Plan", "Question", "make", "pairs", "resolve", "text_pairs"]
+__all__ = ["CaseQuestions", "Plan", "Question", "make", "pairs", "positions", "read", "resolve", "text_pairs"]
 
 FIRST_TOKENS = 5
 """How many greedy tokens specificity compares."""
@@ -81,7 +81,7 @@ def make(
 ) -> Plan:
     """Turn cases, prefixes and the text for perplexity into token ids, leaving out what no wanted figure needs."""
     encoder = _Encoder(lm)
-    limit = _positions(lm)
+    limit = positions(lm)
     questions = []
     for n, case in enumerate(cases):
         edit = case.edit
@@ -144,7 +144,7 @@ def text_pairs(lm: LM, text: str | Path | None) -> list[Pair]:
     start, _ = tokens.special_ids(lm)
     ids = tokens.encode(lm, read(text)[:_TEXT_LETTERS])
     body = ids[len(start) :] if ids[: len(start)] == start else ids
-    limit = _positions(lm)
+    limit = positions(lm)
     size = WINDOW if limit is None else min(WINDOW, limit - len(start))
     found = []
     for window in windows(body, size, TEXT_TOKENS):
@@ -205,7 +205,7 @@ class _Encoder:
         return self._targets[key]
 
 
-def _positions(lm: LM) -> int | None:
+def positions(lm: LM) -> int | None:
     """The number of positions the model knows, None where it sets no limit."""
     config: Any = lm.model.config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
