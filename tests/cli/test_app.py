@@ -12,7 +12,7 @@ from retcon import __version__
 from retcon.cli import ask
 from retcon.errors import RetconWarning
 
-COMMANDS = ["edit", "forget", "probe", "eval", "ask", "locate", "stats", "patch", "models", "methods", "demo"]
+COMMANDS = ["edit", "forget", "probe", "eval", "ask", "locate", "stats", "patch", "models", "methods", "demo", "sets"]
 
 
 def test_help_imports_nothing_heavy_and_answers_at_once() -> None:
@@ -30,7 +30,10 @@ def test_help_imports_nothing_heavy_and_answers_at_once() -> None:
     assert min(seconds) < 0.5
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *(f"patch {name}" for name in ("show", "merge", "export", "scale"))])
+@pytest.mark.parametrize(
+    "command",
+    [*COMMANDS, *(f"patch {name}" for name in ("show", "merge", "export", "scale")), "sets show", "sets export"],
+)
 def test_each_command_explains_itself(retcon: Retcon, command: str) -> None:
     said = retcon(*command.split(), "--help")
     assert said.code == 0

@@ -39,6 +39,7 @@ _COMMANDS = {
     "methods": "List the methods and their options.",
     "demo": "Edit ten facts of the default model and show what changed.",
 }
+_GROUPS = {"sets": "List the sets of facts and questions that Retcon knows, show examples, write one as JSONL."}
 _PATCH_COMMANDS = {
     "show": "Say what a patch holds: its edits, how they were made, what it was made for.",
     "verify": "Check a patch's files, and that it fits a model.",
@@ -52,6 +53,8 @@ for _rank, (_name, _help) in enumerate(_COMMANDS.items()):
 for _rank, (_name, _help) in enumerate(_PATCH_COMMANDS.items()):
     patch.command(f"retcon.cli.patch:{_name}", name=_name, help=_help, sort_key=_rank)
 app.command(patch)
+for _name, _help in _GROUPS.items():  # an app of its own, loaded when it is called
+    app.command(f"retcon.cli.{_name}:app", name=_name, help=_help, sort_key=99)
 
 
 def main() -> None:

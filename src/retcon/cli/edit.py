@@ -56,7 +56,8 @@ def run(
     Parameters
     ----------
     edits
-        The facts: JSONL or CSV with prompt, subject, target_new and, if known, target_true; plain or .gz.
+        The facts: JSONL or CSV with prompt, subject, target_new and, if known, target_true; plain or .gz; or a name of
+        `retcon sets`, such as builtin.
     out
         The folder for the patch.
     method
@@ -82,7 +83,7 @@ def run(
     """
     with screen(output) as show:
         from retcon import methods
-        from retcon.requests import load_edits
+        from retcon.sets import load_edits
 
         kind = type(methods.method(method))
         config = configured(kind.Config, settings, seed)

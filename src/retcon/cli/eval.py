@@ -37,7 +37,7 @@ def run(
     Parameters
     ----------
     cases
-        The cases to judge by: JSONL, plain or .gz.
+        The cases to judge by: JSONL, plain or .gz; or a name of `retcon sets`, such as builtin.
     patch
         The folder of the patch; without one the model itself is measured.
     limit
@@ -62,7 +62,7 @@ def run(
     with screen(output) as show:
         from retcon import report as reports
         from retcon.evaluate import evaluate
-        from retcon.requests import load_cases
+        from retcon.sets import load_cases
 
         loaded = load_cases(cases, limit=limit, skip_bad=skip_bad, conflicts=conflicts)
         show.warn([*loaded.skipped, *loaded.warnings])

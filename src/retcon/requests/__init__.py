@@ -7,11 +7,12 @@ from retcon.requests.forgetting import (
     check_answer,
     check_forgets,
     forget_case_from_dict,
+    forget_case_to_dict,
     forget_from_dict,
     names,
 )
 from retcon.requests.nouns import Case, Edit, Forget, ForgetCase, Probe, literal, split_prompt
-from retcon.requests.records import from_dict, text_of, to_dict
+from retcon.requests.records import case_from_dict, case_to_dict, from_dict, text_of, to_dict
 from retcon.requests.ties import tied
 
 __all__ = [
@@ -23,10 +24,13 @@ __all__ = [
     "GivenTarget",
     "Loaded",
     "Probe",
+    "case_from_dict",
+    "case_to_dict",
     "check_answer",
     "check_conflicts",
     "check_forgets",
     "forget_case_from_dict",
+    "forget_case_to_dict",
     "forget_from_dict",
     "from_dict",
     "literal",

@@ -24,7 +24,17 @@ from retcon.requests.forgetting import (
 from retcon.requests.nouns import Case, Edit, ForgetCase
 from retcon.requests.records import EDIT_KEYS, case_from_dict, from_dict
 
-__all__ = ["Loaded", "load_cases", "load_edits", "load_forget", "load_retain", "load_targets"]
+__all__ = [
+    "Loaded",
+    "json_object",
+    "json_records",
+    "load_cases",
+    "load_edits",
+    "load_forget",
+    "load_retain",
+    "load_targets",
+    "read_text",
+]
 
 T = TypeVar("T")
 
@@ -178,12 +188,12 @@ def _load(path: str | Path, kind: _Format[T], limit: int | None, skip_bad: bool)
     path = Path(path)
     if limit is not None and limit < 1:
         raise RequestError(f"the limit is {limit}; take at least 1 record")
-    text, sha256 = _read(path)
+    text, sha256 = read_text(path)
     is_csv = ".csv" in (suffix.lower() for suffix in path.suffixes)
     items: list[T] = []
     names: list[str] = []
     skipped: list[str] = []
-    for line, record in _csv_records(path.name, text, kind.words) if is_csv else _json_records(text):
+    for line, record in _csv_records(path.name, text, kind.words) if is_csv else json_records(text):
         try:
             if isinstance(record, RequestError):
                 raise record
@@ -205,8 +215,8 @@ def _load(path: str | Path, kind: _Format[T], limit: int | None, skip_bad: bool)
     return Loaded([items[n] for n in kept], skipped, [f"{path.name}: {warning}" for warning in warnings], sha256)
 
 
-def _read(path: Path) -> tuple[str, str]:
-    """The file's text and the SHA-256 of its bytes; bytes that are not UTF-8 become lone surrogates, found by line."""
+def read_text(path: Path) -> tuple[str, str]:
+    """The file's text, unpacked, and the SHA-256 of its bytes; bytes that are not UTF-8 become lone surrogates."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -236,7 +246,8 @@ Records = Iterator[tuple[int, Mapping[str, Any] | RequestError]]
 """Line number, from 1, with the record or with what is wrong with it: so that one bad line can be skipped."""
 
 
-def _json_records(text: str) -> Records:
+def json_records(text: str) -> Records:
+    """The objects of JSONL, one a line, each with its line or with what is wrong with it."""
     for number, line in enumerate(text.split("\n"), 1):  # not splitlines: a JSON string may hold U+2028
         if line.strip():
             try:
@@ -247,7 +258,7 @@ def _json_records(text: str) -> Records:
 
 def _json_record(line: str) -> Mapping[str, Any]:
     try:
-        record = json.loads(line, object_pairs_hook=_object)
+        record = json.loads(line, object_pairs_hook=json_object)
     except json.JSONDecodeError as error:
         raise RequestError(f"not JSON ({error.msg} at column {error.colno}); write one whole object a line") from None
     except (RecursionError, ValueError):  # nested too deep, or a number of too many digits
@@ -257,7 +268,8 @@ def _json_record(line: str) -> Mapping[str, Any]:
     return record
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The `object_pairs_hook` that refuses a key that stands twice."""
     record = dict(pairs)
     if len(record) < len(pairs):
         keys = [key for key, _ in pairs]

@@ -19,6 +19,7 @@ __all__ = [
     "check_answer",
     "check_forgets",
     "forget_case_from_dict",
+    "forget_case_to_dict",
     "forget_from_dict",
     "names",
     "retained",
@@ -61,6 +62,25 @@ def forget_case_from_dict(record: Mapping[str, Any]) -> ForgetCase:
     case = retained(record)
     check_answer(case.forget)
     return case
+
+
+def forget_case_to_dict(case: ForgetCase) -> dict[str, Any]:
+    """The record of a question with the files' field names, without what it does not have; `retained` takes it back."""
+    forget = case.forget
+    record = {
+        "id": forget.id,
+        "question": forget.question,
+        "answer": forget.answer,
+        "subject": forget.subject,
+        "aliases": list(forget.aliases),
+        "group": forget.group,
+        "split": case.split,
+        "entities": list(case.entities),
+        "paraphrased_question": list(case.paraphrases),
+        "paraphrased_answer": case.paraphrased_answer,
+        "perturbed_answers": list(case.perturbed_answers),
+    }
+    return {key: value for key, value in record.items() if value}
 
 
 def retained(record: Mapping[str, Any]) -> ForgetCase:

@@ -66,6 +66,8 @@ class Probe:
 
     prompt: str
     answers: tuple[str, ...]
+    kind: str | None = None
+    """What it asks for, such as "two-hop", so that figures can be told apart by kind."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt", _text(self.prompt, "the probe's prompt").rstrip(" "))
@@ -86,6 +88,8 @@ class Case:
     generation_prompts: tuple[str, ...] = ()
     portability: tuple[Probe, ...] = ()
     source: str | None = None
+    aliases: tuple[str, ...] = ()
+    """Other wordings of the new answer; where a model writes freely, any of them counts."""
 
     def __post_init__(self) -> None:
         for name in ("paraphrases", "generation_prompts"):
@@ -96,6 +100,7 @@ class Case:
             object.__setattr__(self, name, prompts)
         for name in ("neighbours", "portability"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "aliases", tuple(_text(alias, "an alias").strip() for alias in self.aliases))
 
 
 @dataclass(frozen=True, slots=True)

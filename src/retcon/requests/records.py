@@ -11,7 +11,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from retcon.errors import RequestError
 from retcon.requests.nouns import Case, Edit, Probe, split_prompt
 
-__all__ = ["EDIT_KEYS", "Record", "case_from_dict", "checked", "from_dict", "text_of", "to_dict"]
+__all__ = [
+    "EDIT_KEYS",
+    "Record",
+    "case_from_dict",
+    "case_to_dict",
+    "checked",
+    "from_dict",
+    "text_of",
+    "to_dict",
+]
 
 
 def from_dict(record: Mapping[str, Any]) -> Edit:
@@ -58,6 +67,27 @@ def case_from_dict(record: Mapping[str, Any]) -> Case:
     return checked(_CaseRecord, record, _KEYS, _ALIASES).case()
 
 
+def case_to_dict(case: Case) -> dict[str, Any]:
+    """The record of a case with the files' field names; `case_from_dict` takes it back as `from_dict` does its edit."""
+    neighbours = [_probe_to_dict(probe) for probe in case.neighbours]
+    return {
+        **to_dict(case.edit),
+        "paraphrases": list(case.paraphrases),
+        "neighbours": [
+            probe | {"answer": probe["answer"][0]} if len(probe["answer"]) == 1 else probe for probe in neighbours
+        ],
+        "generation_prompts": list(case.generation_prompts),
+        "portability": [_probe_to_dict(probe) for probe in case.portability],
+        "source": case.source,
+        "aliases": list(case.aliases),
+    }
+
+
+def _probe_to_dict(probe: Probe) -> dict[str, Any]:
+    kind = {} if probe.kind is None else {"kind": probe.kind}
+    return {"prompt": probe.prompt, "answer": list(probe.answers), **kind}
+
+
 class Record(BaseModel):
     """A record by its fields, none of them unknown, each of its own type."""
 
@@ -67,9 +97,10 @@ class Record(BaseModel):
 class _ProbeRecord(Record):
     prompt: str
     answer: str | list[str]
+    kind: str | None = None
 
     def probe(self) -> Probe:
-        return Probe(self.prompt, (self.answer,) if isinstance(self.answer, str) else tuple(self.answer))
+        return Probe(self.prompt, (self.answer,) if isinstance(self.answer, str) else tuple(self.answer), self.kind)
 
 
 class _EditRecord(Record):
@@ -91,6 +122,7 @@ class _CaseRecord(_EditRecord):
     generation_prompts: list[str] = []
     portability: list[_ProbeRecord] = []
     source: str | None = None
+    aliases: list[str] = []
 
     def case(self) -> Case:
         return Case(
@@ -100,11 +132,13 @@ class _CaseRecord(_EditRecord):
             tuple(self.generation_prompts),
             tuple(consequence.probe() for consequence in self.portability),
             self.source,
+            tuple(self.aliases),
         )
 
 
 EDIT_KEYS = tuple(_EditRecord.model_fields)
 _KEYS = tuple(_CaseRecord.model_fields)
+_PROBE_KEYS = tuple(_ProbeRecord.model_fields)
 _JUDGING = frozenset(_KEYS) - frozenset(EDIT_KEYS)
 _ALIASES = {"target": "target_new", "old": "target_true"}
 R = TypeVar("R", bound=Record)
@@ -136,10 +170,10 @@ def _sentence(error: ValidationError, keys: Sequence[str], aliases: Mapping[str,
     # A misspelt key is missing as well as unknown: say the latter, which names the culprit.
     first = min(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
     # A union puts the branch it tried ("str", "list[str]") into the path; only keys and positions are of interest.
-    path = [part for part in first["loc"] if isinstance(part, int) or part in keys or part == "answer"]
+    path = [part for part in first["loc"] if isinstance(part, int) or part in (*keys, *_PROBE_KEYS)]
     if first["type"] == "extra_forbidden":
         unknown = str(first["loc"][-1])
-        known = ("prompt", "answer") if len(first["loc"]) > 1 else (*keys, *aliases)
+        known = _PROBE_KEYS if len(first["loc"]) > 1 else (*keys, *aliases)
         near = difflib.get_close_matches(unknown, known, n=1)
         return f'unknown key "{unknown}"; ' + (
             f'did you mean "{near[0]}"?' if near else f"known are {', '.join(known)}"
