@@ -1,9 +1,10 @@
 """Many edits: a thousand in batches one after the other, and thousands at once. Both go on where they were stopped."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from benchmarks import common, quality
@@ -11,8 +12,9 @@ from retcon import storage
 from retcon.evaluate import evaluate
 from retcon.lm import LM
 from retcon.memory import peak_memory_mb
+from retcon.methods import Method
 from retcon.patch import Patch
-from retcon.requests import load_cases
+from retcon.requests import Edit, load_cases
 
 TEN_THOUSAND = common.DATA / "editing" / "counterfact_10k.jsonl.gz"
 FACTS, BATCH = 1000, 100
@@ -22,39 +24,50 @@ JUDGED = 200
 JUDGED_AT_SCALE = 500
 
 
-def sequence(name: str) -> None:
-    """A thousand facts in batches of a hundred; after each batch, how many of all facts so far are still held."""
-    lm, method = LM.load(common.MODEL), common.configured(name)
-    cases = common.cases(FACTS)
-    edits = [case.edit for case in cases]
-    folder = common.work(f"sequence_{name}")
+def folded(
+    lm: LM, method: Method, edits: Sequence[Edit], batch: int, folder: Path
+) -> tuple[Patch, list[dict[str, Any]]]:
+    """Edits in batches, each on top of those before it, and after each what is still held; goes on where it stopped."""
     patch: Patch | None = None
     curve: list[dict[str, Any]] = []
-    for step in range(-(-len(edits) // BATCH)):
+    for step in range(-(-len(edits) // batch)):
         here, told = folder / f"{step}", folder / f"{step}.json"
         if told.is_file():
-            patch = Patch.load(here)
             curve.append(json.loads(told.read_text(encoding="utf-8")))
             continue
-        stop = min((step + 1) * BATCH, len(edits))
-        patch = method.edit(lm, edits[step * BATCH : stop], state=patch)
+        if step and patch is None:
+            patch = Patch.load(folder / f"{step - 1}")
+        stop = min((step + 1) * batch, len(edits))
+        patch = method.edit(lm, edits[step * batch : stop], state=patch)
         held = common.held(lm, edits[:stop], patch)
         curve.append({
             "facts": stop,
             "efficacy": common.mean(held),
-            "efficacy_by_batch": [common.mean(held[at : at + BATCH]) for at in range(0, stop, BATCH)],
+            "efficacy_by_batch": [common.mean(held[at : at + batch]) for at in range(0, stop, batch)],
             "seconds": patch.info["seconds"],
+            "notes": common.notes(patch),
         })  # fmt: skip
         patch.save(here)
         storage.write_json(told, curve[-1])
-        common.say(f"{name} {stop}: {curve[-1]['efficacy']:.3f} of all facts so far")
-    assert patch is not None
-    report = evaluate(lm, cases, patch=patch, metrics=quality.METRICS, text=common.TEXT, sample=JUDGED)
+        common.say(f"{method.name} {stop}: {curve[-1]['efficacy']:.3f} of all facts so far")
+    return patch or Patch.load(folder / f"{len(curve) - 1}"), curve
+
+
+def sequence(name: str, facts: int = FACTS, batch: int = BATCH, kind: str = "sequential") -> None:
+    """Facts in batches, a thousand in hundreds unless said; after each, how many of all facts so far are still held."""
+    lm, method = LM.load(common.MODEL), common.configured(name)
+    cases = common.cases(facts)
+    edits = [case.edit for case in cases]
+    usual = (facts, batch) == (FACTS, BATCH)
+    folder = common.work(f"sequence_{name}" if usual else f"sequence_{name}_{facts}_{batch}")
+    patch, curve = folded(lm, method, edits, batch, folder)
+    sample = JUDGED if len(edits) > JUDGED else None
+    report = evaluate(lm, cases, patch=patch, metrics=quality.METRICS, text=common.TEXT, sample=sample)
     spent = [part["seconds"]["targets"] + part["seconds"]["solve"] for part in curve]
     figures = {
         "method": name,
         "n": len(edits),
-        "batch": BATCH,
+        "batch": batch,
         "efficacy_of_all": curve[-1]["efficacy"],
         **common.reached(report),
         "retention": curve,
@@ -62,7 +75,7 @@ def sequence(name: str) -> None:
         "patch_bytes": patch.size_bytes,
         "config": asdict(method.config),
     }
-    common.keep(f"sequential/{name}", figures, lm)
+    common.keep(f"{kind}/{name}", figures, lm)
 
 
 def scale(name: str, n: int) -> None:

@@ -21,7 +21,7 @@ JUDGED = 200
 """Cases that a large batch is judged on, a seeded sample."""
 TIMED = 20
 """Facts that a method is timed on, nothing cached."""
-SLOW = {"rome": 100}
+SLOW = {"rome": 100, "wise": 300}
 """Methods that edit one fact after the other, and the most facts that they are given here."""
 
 

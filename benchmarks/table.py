@@ -19,6 +19,7 @@ def write() -> None:
     lines += _quality()
     lines += _methods()
     lines += _many()
+    lines += _memories()
     lines += _ece()
     lines += _eamet()
     lines += _speed()
@@ -87,24 +88,89 @@ def _reached(found: dict[str, Any]) -> list[str]:
 
 
 def _many() -> list[str]:
-    """A thousand facts in sequence, and thousands at once."""
-    rows, kept, large = [], [], []
-    for name, found in _folder("sequential"):
-        spent = _number(found["seconds_per_edit"])
-        rows.append([name, _number(found["efficacy_of_all"]), *_reached(found), spent, f"`sequential/{name}.json`"])
-        kept.append([name, *(_number(step["efficacy"]) for step in found["retention"])])
+    """A thousand facts in sequence, a hundred, and thousands at once."""
+    large = []
     for name, found in _folder("scale"):
         cells = [found["method"], str(found["n"]), _number(found["efficacy_of_all"]), *_reached(found)]
         large.append([*cells, _number(found["peak_memory_mb"]), f"`scale/{name}.json`"])
-    lines = _table(
-        "A thousand facts in batches of a hundred, judged at the end on a sample of all",
-        ["method", "efficacy of all", *QUALITY, CHANGE, "s an edit", "file"],
-        rows,
+    lines = _sequence(
+        "sequential", "A thousand facts (WISE: 300) in batches of a hundred, judged at the end on a sample"
     )
-    steps = [str((i + 1) * 100) for i in range(max((len(row) - 1 for row in kept), default=0))]
-    lines += _table("The same: efficacy on all facts so far, after so many", ["method", *steps], kept)
+    lines += _sequence("sequential_100", "Facts in batches of ten, judged at the end on all")
     heads = ["method", "N", "efficacy of all", *QUALITY, CHANGE, "peak MB", "file"]
     return lines + _table("Thousands of facts in one batch, judged on a sample of 500", heads, large)
+
+
+def _sequence(folder: str, title: str) -> list[str]:
+    """Facts in batches one after the other: what is reached at the end, and what is still held after each batch."""
+    rows, kept, steps = [], [], list[str]()
+    for name, found in _folder(folder):
+        cells = [name, str(found["n"]), _number(found["efficacy_of_all"]), *_reached(found)]
+        rows.append([*cells, _number(found["seconds_per_edit"]), f"`{folder}/{name}.json`"])
+        kept.append([name, *(_number(step["efficacy"]) for step in found["retention"])])
+        steps = max(steps, [str(step["facts"]) for step in found["retention"]], key=len)
+    kept = [row + ["–"] * (len(steps) + 1 - len(row)) for row in kept]
+    heads = ["method", "N", "efficacy of all", *QUALITY, CHANGE, "s an edit", "file"]
+    lines = _table(title, heads, rows)
+    return lines + _table("The same: efficacy on all facts so far, after so many", ["method", *steps], kept)
+
+
+def _memories() -> list[str]:
+    """What memories cost in use and on disk, what they fire on, and their time beside the plain references."""
+    return _overhead() + _hits() + _plain() + _lookup()
+
+
+def _overhead() -> list[str]:
+    rows = []
+    for name, found in _folder("memories"):
+        if name.startswith("overhead_"):
+            cells = [found["method"], ", ".join(found["kinds"])]
+            for part in (found["edited"], found["neighbours"]):
+                cells += [_pair(part["ms_per_token"]), f"{part['share']:+.1%}", _pair(part["first_token_ms"])]
+            rows.append([*cells, _number(found["bytes_on_disk"] / 1e6), f"`memories/{name}.json`"])
+    measured = ("ms a token", "more", "first token, ms")
+    heads = [f"{what}, {sort}" for sort in ("edited prompts", "neighbours") for what in measured]
+    title = "Patches of a hundred facts in use, without and with: 64 tokens with a cache, one prompt at a time"
+    return _table(title, ["method", "entries", *heads, "MB on disk", "file"], rows)
+
+
+def _pair(values: list[float]) -> str:
+    return " → ".join(_number(value) for value in values)
+
+
+def _hits() -> list[str]:
+    rows = []
+    for name, found in _folder("memories"):
+        if name.startswith("hits_"):
+            parts = [found[sort] for sort in ("edits", "paraphrases", "neighbours", "generation_prompts")]
+            cells = [f"{part['fired']:.1%} ({part['with_its_own_edit']:.1%})" for part in parts]
+            rows.append([found["method"], str(found["n"]), *cells, f"`memories/{name}.json`"])
+    heads = ["method", "N", "edits", "paraphrases", "neighbours", "other prompts of the subject", "file"]
+    return _table("Prompts that a memory takes; in brackets, one that holds the edit asked about", heads, rows)
+
+
+def _plain() -> list[str]:
+    rows = []
+    measured = {"seconds_per_edit": "s an edit", "evaluations": "evaluations", "efficacy": "efficacy"}
+    for name, found in _folder("memories"):
+        if name.startswith("plain_"):
+            cells = [_number(found[way][key]) for key in measured for way in ("plain", "ours")]
+            rows.append([found["method"], *cells, _number(found["times_faster"]), f"`memories/{name}.json`"])
+    heads = [f"{what}, {way}" for what in measured.values() for way in ("plain", "ours")]
+    title = "Beside the plain references: five facts each, the same options, in one run"
+    return _table(title, ["method", *heads, "times faster", "file"], rows)
+
+
+def _lookup() -> list[str]:
+    found = _figures("memories/lookup")
+    if not found:
+        return []
+    rows = []
+    for what in ("misses", "hits"):
+        part = found[what]
+        rows.append([what, _number(part["forward_ms"]), _number(part["with_codebook_ms"]), f"{part['share']:.1%}"])
+    title = f"A codebook of {found['keys']:,} keys in a forward of {found['prompts']} prompts (`memories/lookup.json`)"
+    return _table(title, ["prompts are", "ms without", "ms with", f"more (limit {found['limit']:.0%})"], rows)
 
 
 def _ece() -> list[str]:
@@ -154,8 +220,14 @@ def _sizes() -> list[str]:
         file = inspect.getsourcefile(kind)
         assert file is not None
         text = Path(file).read_text(encoding="utf-8")
-        rows.append([name, Path(file).name, str(text.count("\n")), str(_statements(text))])
+        rows.append([name, _named(Path(file)), str(text.count("\n")), str(_statements(text))])
     return _table("Lines of each method's own file", ["method", "file", "lines", "statements"], rows)
+
+
+def _named(file: Path) -> str:
+    """A method's file as it stands in `retcon.methods`."""
+    folder = file.parent.name
+    return file.name if folder == "methods" else f"{folder}/{file.name}"
 
 
 def _statements(text: str) -> int:

@@ -112,6 +112,36 @@ def test_a_base_patch_is_contained_in_the_new_one(retcon: Retcon, model: str, ed
     assert both.history[1].parent == Patch.load(tmp_path / "a").id
 
 
+def test_texts_to_keep_reach_a_method_that_uses_them(retcon: Retcon, model: str, edits: Path, tmp_path: Path) -> None:
+    (tmp_path / "keep.txt").write_text("The teacher wrote a book\n\nMy favourite city\n")
+    (tmp_path / "keep.jsonl").write_text('{"prompt": "The sea is"}\n')
+    options = ["--method", "grace", "--set", "radius=1", "steps=2", "statistics=none"]
+    command = ["edit", "--model", model, "--edits", edits, "--json", *options]
+    runs = []
+    for name in ("txt", "jsonl"):
+        said = retcon(*command, "--retain", tmp_path / f"keep.{name}", "--out", tmp_path / name)
+        assert (said.code, said.err.count("warning")) == (0, 0)
+        assert "retain_hits" in Patch.load(tmp_path / name).info
+        runs.append(Patch.load(tmp_path / name).info["run"])
+    assert len(set(runs)) == 2, "the texts are part of what names the run"
+    retcon(*command, "--out", tmp_path / "none")
+    assert "retain_hits" not in Patch.load(tmp_path / "none").info
+
+
+def test_a_method_that_makes_no_use_of_texts_to_keep_says_so_once(
+    retcon: Retcon, model: str, edits: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "keep.txt").write_text("The teacher wrote a book\n")
+    command = ["edit", "--model", model, "--edits", edits, "--json", *FAST]
+    said = retcon(*command, "--retain", tmp_path / "keep.txt", "--out", tmp_path / "a")
+    assert said.code == 0
+    assert said.err.count("warning: memit makes no use of texts to keep; keep.txt is left aside") == 1
+    plain = retcon(*command, "--out", tmp_path / "b")
+    assert plain.json["id"] == said.json["id"]
+    assert "warning" not in plain.err
+    assert "there is no file" in retcon(*command, "--retain", tmp_path / "none.txt", "--out", tmp_path / "c").err
+
+
 def test_bad_lines_are_named_or_skipped(retcon: Retcon, model: str, edits: Path, tmp_path: Path) -> None:
     edits.write_text(edits.read_text() + "{oops\n")
     command = ["edit", "--model", model, "--edits", edits, "--out", tmp_path / "p", *FAST]

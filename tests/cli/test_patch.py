@@ -7,6 +7,7 @@ import pytest
 from tests.cli.conftest import FAST, Retcon
 
 from retcon.patch import Patch
+from retcon.testing import tiny_edits
 
 
 def test_show_tells_what_a_patch_holds(retcon: Retcon, patch: Path) -> None:
@@ -67,3 +68,30 @@ def test_an_adapter_is_written(retcon: Retcon, patch: Path, tmp_path: Path) -> N
     found = retcon("patch", "export", patch, "--format", "peft", "--out", tmp_path / "lora", "--json").json
     assert (tmp_path / "lora" / "adapter_config.json").is_file()
     assert found["max_lora_rank"] >= found["rank"]
+
+
+def test_explain_says_which_key_answers_and_how_near_the_others_were(
+    retcon: Retcon, model: str, edits: Path, tmp_path: Path
+) -> None:
+    options = ["--method", "grace", "--set", "radius=1", "steps=2", "statistics=none"]
+    assert retcon("edit", "--model", model, "--edits", edits, "--out", tmp_path / "p", *options).code == 0
+    first, strange = tiny_edits(1)[0].text, "1, 2, 3, 5"
+    command = ["patch", "explain", tmp_path / "p", first, strange, "--model", model]
+    said = retcon(*command)
+    assert said.code == 0
+    assert f'the key of "{first}" answers, the nearest of 4 keys' in said.out
+    assert "no key answers; the nearest of 4 keys" in said.out
+    assert "outside its radius of 1." in said.out
+    found = retcon(*command, "--json").json
+    assert [one["prompt"] for one in found["explained"]] == [first, strange]
+    taken = [[memory["taken"] for memory in one["parts"][0]["memories"]] for one in found["explained"]]
+    assert taken == [[True, False, False, False], [False] * 4]
+    assert found["explained"][0]["words"][0] in said.out
+
+
+def test_explain_tells_of_a_change_of_weights_that_it_does_not_look_at_the_prompt(
+    retcon: Retcon, model: str, patch: Path
+) -> None:
+    said = retcon("patch", "explain", patch, "The river is", "--model", model)
+    assert "it is a change of the weight, whatever the prompt." in said.out
+    assert "no prompt; write one in quotes" in retcon("patch", "explain", patch, "--model", model).err

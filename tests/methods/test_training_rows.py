@@ -25,7 +25,7 @@ from retcon.methods.training_rows import (
     states_at,
     texts_of,
 )
-from retcon.methods.unlearning import linear_paths
+from retcon.methods.unlearning.base import linear_paths
 from retcon.requests import Edit
 from retcon.testing import tiny_edits
 

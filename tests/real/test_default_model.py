@@ -32,7 +32,7 @@ TOKENS = {"statistics_tokens": 6_000}
 
 @pytest.fixture(scope="module")
 def lm() -> LM:
-    return LM.load("smollm2-135m", dtype=torch.float32)
+    return LM.load("smollm2-135m", dtype="float32")
 
 
 @pytest.fixture(scope="module")

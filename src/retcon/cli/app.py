@@ -43,6 +43,7 @@ _GROUPS = {"sets": "List the sets of facts and questions that Retcon knows, show
 _PATCH_COMMANDS = {
     "show": "Say what a patch holds: its edits, how they were made, what it was made for.",
     "verify": "Check a patch's files, and that it fits a model.",
+    "explain": "Say which memory of a patch answers a prompt, and how near it came.",
     "merge": "Fold a patch into a model's weights and write the model to a folder.",
     "compose": "Join patches, each made on top of those before it or independent of them.",
     "scale": "Make a patch's effect stronger or weaker.",

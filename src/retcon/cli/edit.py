@@ -39,6 +39,7 @@ def run(
     method: str = "memit",
     settings: Annotated[tuple[str, ...], Parameter(name="--set", consume_multiple=True, negative=())] = (),
     limit: int | None = None,
+    retain: Path | None = None,
     base_patch: Path | None = None,
     sequential: int | None = None,
     seed: int = 0,
@@ -66,6 +67,8 @@ def run(
         Options of the method as key=value; `retcon methods NAME` lists them.
     limit
         Take the first so many edits.
+    retain
+        Texts or prompts to keep, one a line, or JSONL with text, prompt or question; for methods that use them.
     base_patch
         The folder of a patch to go on from; the new patch contains it.
     sequential
@@ -92,17 +95,33 @@ def run(
         older = older_patch(out, force)
         base = load_patch(base_patch)
         loaded = load_edits(edits, limit=limit, skip_bad=skip_bad, conflicts=conflicts)
+        rule = kind(config)
+        kept = _retained(show, retain, rule, skip_bad)
         show.warn([*loaded.skipped, *loaded.warnings])
         lm = model.load()
-        key = run_key(lm, method, config, loaded.items, base=base, chunk=sequential)
+        key = run_key(lm, method, config, loaded.items, base=base, chunk=sequential, more=[kept] if kept else [])
         if held(show, older, out, key, force):
             return
-        patch = compute(lm, kind(config), loaded.items, out, key, base=base, chunk=sequential, cache=cache)
+        patch = compute(lm, rule, loaded.items, out, key, base=base, chunk=sequential, cache=cache, retain=kept)
         shown = loaded.items[:SHOWN]
         show_answers(show, lm, [edit.text for edit in shown], [edit.target for edit in shown], base, patch)
         show_written(show, patch, out)
         show.say(f'Try it:  retcon ask --patch {out} "{loaded.items[0].text}"')
         show.result(result(patch, out))
+
+
+def _retained(show: Screen, file: Path | None, method: "Method", skip_bad: bool) -> list[str]:
+    """The texts to keep; none, and a warning, where the method makes no use of them."""
+    from retcon.requests.texts import load_texts
+
+    if file is None:
+        return []
+    loaded = load_texts(file, skip_bad=skip_bad)
+    show.warn(loaded.skipped)
+    if getattr(method, "uses_retain", True):
+        return loaded.items
+    show.warn([f"{method.name} makes no use of texts to keep; {file.name} is left aside"])
+    return []
 
 
 def configured(kind: type, settings: Sequence[str], seed: int) -> Any:

@@ -12,7 +12,7 @@ from retcon.errors import RetconError
 if TYPE_CHECKING:
     from retcon.patch import Patch
 
-__all__ = ["compose", "export", "merge", "scale", "show", "verify"]
+__all__ = ["compose", "explain", "export", "merge", "scale", "show", "verify"]
 
 DEFAULT_MODEL = ModelOptions()
 DEFAULT_OUTPUT = OutputOptions()
@@ -56,6 +56,42 @@ def verify(patch: Path, /, *, against: str | None = None, output: OutputOptions 
                 pass
         shown.say(f"Patch {loaded.id} is whole" + ("." if against is None else f" and fits {against}."))
         shown.result({"patch": loaded.id, "whole": True, "fits": None if against is None else True})
+
+
+def explain(
+    patch: Path, /, *prompts: str, model: ModelOptions = DEFAULT_MODEL, output: OutputOptions = DEFAULT_OUTPUT
+) -> None:
+    """Say what each part of a patch makes of a prompt: which entry answers it, and how near it came to answering.
+
+    Parameters
+    ----------
+    patch
+        The folder of the patch.
+    prompts
+        The prompts, each in quotes.
+    """
+    if not prompts:
+        raise RetconError(
+            'there is no prompt; write one in quotes: retcon patch explain DIR "The capital of France is"'
+        )
+    with screen(output) as shown:
+        from retcon import tokens
+        from retcon.methods.memories import name_of
+        from retcon.patch.explain import sentence
+        from retcon.requests import text_of
+
+        loaded = _load(patch)
+        lm = model.load()
+        texts = {name_of(edit): text for edit in loaded.edits if (text := text_of(edit)) is not None}
+        explained = []
+        for prompt in prompts:
+            parts = loaded.explain(lm.model, tokens.encode(lm, lm.render(prompt)))
+            words = [sentence(part, texts) for part in parts]
+            shown.say(prompt)
+            for part, said in zip(parts, words, strict=True):
+                shown.say(f"  {part['path'] or 'before the prompt'}: {said}")
+            explained.append({"prompt": prompt, "parts": parts, "words": words})
+        shown.result({"patch": loaded.id, "explained": explained})
 
 
 def merge(

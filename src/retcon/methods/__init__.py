@@ -1,4 +1,4 @@
-"""The methods: one file each, one row each in `METHODS`."""
+"""The methods: one file or folder each, one row each in `METHODS`."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -20,8 +20,8 @@ from retcon.methods.pmet import PMET, PMETConfig
 from retcon.methods.rome import ROME, ROMEConfig
 from retcon.methods.scr import SCR, SCRConfig
 from retcon.methods.ultraedit import UltraEdit, UltraEditConfig
-from retcon.methods.unlearning_config import UnlearningConfig
-from retcon.methods.unlearning_methods import (
+from retcon.methods.unlearning.config import UnlearningConfig
+from retcon.methods.unlearning.methods import (
     CEU,
     DPO,
     GA,
@@ -107,6 +107,8 @@ class Method(Protocol):
     order_matters: bool
     """Whether the order of a batch's facts changes the result. Such a batch is the fold over its facts, unless the
     method has `folds = False`: it then looks at earlier facts but writes all together."""
+    uses_retain: bool
+    """Whether texts to keep make a difference to it."""
     config: Any
     """The options of this one."""
 

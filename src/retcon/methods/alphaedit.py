@@ -66,6 +66,7 @@ class AlphaEdit(LocateAndEdit):
 
     Config: Any = AlphaEditConfig
     name = "alphaedit"
+    uses_retain: bool = True
 
     def __init__(self, config: AlphaEditConfig | None = None) -> None:
         super().__init__(config)

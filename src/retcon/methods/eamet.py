@@ -121,6 +121,7 @@ class EAMET(LocateAndEdit):
         known = self.config.__dataclass_fields__
         shared = {item.name: getattr(self.config, item.name) for item in fields(kind.Config) if item.name in known}
         self._solver: LocateAndEdit = kind(kind.Config(**shared))
+        self.uses_retain = self._solver.uses_retain
         self._call = _Call()
 
     def begun(self) -> Self:

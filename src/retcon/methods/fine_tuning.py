@@ -71,6 +71,7 @@ class FineTuning:
     Config: Any = FTMConfig
     name: str = ""
     order_matters: bool = True
+    uses_retain: bool = True
     folds: bool = False
     """A batch is no fold over its facts: the clamp and the change are the whole call's."""
     place: Place = "masked"

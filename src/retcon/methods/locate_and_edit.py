@@ -47,6 +47,7 @@ class LocateAndEdit(ABC):
     Config: Any = LocateAndEditConfig
     name: str = ""
     order_matters: bool = False
+    uses_retain: bool = False
     site: Site = "layer_out"
     """Where targets are sought."""
     every_layer: bool = False

@@ -21,6 +21,7 @@ class MemoryMethod:
     folds: bool = False
     """Facts go in one by one, but a batch is one step of the history."""
     routes: bool = True
+    uses_retain: bool = True
 
     def __init__(self, config: Any = None) -> None:
         self.config = self.Config() if config is None else config

@@ -19,7 +19,6 @@ from retcon import forward, progress
 from retcon.arch import frozen
 from retcon.errors import RetconError
 from retcon.lm import LM
-from retcon.methods.objectives import divergence
 from retcon.methods.training_rows import (
     BATCH_TOKENS,
     Change,
@@ -30,6 +29,7 @@ from retcon.methods.training_rows import (
     misses,
     states_below,
 )
+from retcon.methods.unlearning.objectives import divergence
 from retcon.precision import Precision, autocast, kernels
 
 __all__ = ["Schedule", "Steps", "Trained", "TrainingConfig", "descending", "train"]

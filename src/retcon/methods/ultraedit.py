@@ -127,6 +127,7 @@ class UltraEdit:
     Config: Any = UltraEditConfig
     name: str = "ultraedit"
     order_matters: bool = False
+    uses_retain: bool = False
     normaliser: type[Normaliser] = Normaliser
     """The statistics that rows are normalised by; a subclass may have others."""
 

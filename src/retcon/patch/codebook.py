@@ -15,6 +15,7 @@ from torch import Tensor
 from retcon.errors import PatchError
 from retcon.patch.entries import no_autocast, placed
 from retcon.patch.forward_record import ForwardRecord
+from retcon.patch.screen import Screen
 
 __all__ = ["REPLACEMENTS", "Codebook", "Lookup", "nearest", "replaced"]
 
@@ -23,6 +24,10 @@ REPLACEMENTS = ("replace_last", "replace_prompt", "replace_all")
 
 _SCREENED = 32
 """Keys that one matrix product leaves over, to be decided by explicit differences."""
+_MANY = 512
+"""Keys from which on it pays to look at some of their coordinates first."""
+_ROUNDED = 1 + 1e-5
+"""What a square is taken times before it is compared with a bound."""
 
 
 class Lookup(NamedTuple):
@@ -75,6 +80,8 @@ class Codebook:
     folds: ClassVar[bool] = False
     _halves: Float[Tensor, " n"] = field(init=False, repr=False)
     """|K_i|^2 / 2."""
+    _screen: list[Screen] = field(init=False, repr=False, default_factory=list)
+    """Of the keys, from when it is first used."""
 
     def __post_init__(self) -> None:
         n, m = len(self.keys), len(self.names)
@@ -114,6 +121,35 @@ class Codebook:
             return Lookup(index, distance, torch.zeros_like(index, dtype=torch.bool))
         return Lookup(index, distance, distance <= self.radii[index])
 
+    def hits(self, queries: Float[Tensor, "n d_in"]) -> Int[Tensor, " n"]:
+        """The key that each query hits, -1 where it hits none: as `lookup`, but quicker among many keys.
+
+        A quarter of the coordinates tells that no key can be within its radius, or that the nearest is among 32; the
+        few queries for which it does not are looked up in full.
+        """
+        if self.rank < _MANY:
+            return self._hit(queries)
+        if not self._screen:
+            with torch.inference_mode(False):
+                self._screen.append(Screen.of(self.keys))
+        with no_autocast(queries.device):
+            queries = queries.to(self.keys.dtype)
+            lower = self._screen[0].lower(queries)  # (rows, n)
+            found = torch.full((len(queries),), -1, device=queries.device)
+            near = (lower <= _ROUNDED * self.radii.square()).any(1).nonzero()[:, 0]
+            if len(near):
+                bounds, keys = lower[near].topk(_SCREENED, dim=1, largest=False)
+                key, distance = _closest(self.keys, keys, queries[near])
+                found[near] = torch.where(distance <= self.radii[key], key, -1)
+                unsure = near[bounds[:, -1] <= _ROUNDED * distance.square()]
+                if len(unsure):
+                    found[unsure] = self._hit(queries[unsure])
+        return found
+
+    def _hit(self, queries: Float[Tensor, "n d_in"]) -> Int[Tensor, " n"]:
+        found = self.lookup(queries)
+        return torch.where(found.hit, found.key, -1)
+
     def apply(
         self, x: Float[Tensor, "*rows d_in"], y: Float[Tensor, "*rows d_out"], record: ForwardRecord | None = None
     ) -> Float[Tensor, "*rows d_out"]:
@@ -139,8 +175,8 @@ class Codebook:
     def _decided(self, states: Float[Tensor, "rows width d_in"], record: ForwardRecord) -> Int[Tensor, " rows"]:
         """The key that each row hits with its last prompt token, -1 where it hits none."""
         last = record.last.to(states.device)
-        found = self.lookup(states[torch.arange(record.rows, device=states.device), last.clamp_min(0)].detach())
-        return torch.where(found.hit & (last >= 0), found.key, -1)
+        found = self.hits(states[torch.arange(record.rows, device=states.device), last.clamp_min(0)].detach())
+        return torch.where(last >= 0, found, -1)
 
     def _chosen(
         self, states: Float[Tensor, "rows width d_in"], key: Int[Tensor, " rows"], record: ForwardRecord
@@ -157,8 +193,7 @@ class Codebook:
         chosen = torch.where(where, key.to(states.device)[:, None], -1)
         after = attended & (columns > last)  # while decoding `last` is -1, and every column comes after the prompt
         if self.retest and self.mode != "replace_prompt" and bool(after.any()):
-            found = self.lookup(states[after].detach())
-            chosen[after] = torch.where(found.hit, found.key, -1)
+            chosen[after] = self.hits(states[after].detach())
         return chosen
 
     def _written(
@@ -182,7 +217,8 @@ class Codebook:
         """The entry on another device; keys, values and radii in another dtype."""
         floats = ("keys", "values", "radii", "queries")
         moved = {name: placed(t, device, dtype if name in floats else t.dtype) for name, t in self.tensors().items()}
-        return self._with(**moved)
+        same = all(tensor is moved[name] for name, tensor in self.tensors().items())
+        return self if same else self._with(**moved)
 
     def _with(self, **changed: Any) -> "Codebook":
         return Codebook(**{**self.tensors(), **self.settings(), **changed})
@@ -232,7 +268,14 @@ def nearest(
     else:
         scores = torch.addmm(halves, queries, keys.T, alpha=-1)  # (rows, n)
         near = scores.topk(_SCREENED, dim=1, largest=False).indices
-    gaps = (keys[near] - queries[:, None]).norm(dim=2)  # (rows, up to 32, d) -> (rows, up to 32)
+    return _closest(keys, near, queries)
+
+
+def _closest(
+    keys: Float[Tensor, "n d"], near: Int[Tensor, "rows few"], queries: Float[Tensor, "rows d"]
+) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
+    """The nearest of a few keys of each query, by explicit differences."""
+    gaps = (keys[near] - queries[:, None]).norm(dim=2)  # (rows, few, d) -> (rows, few)
     least = gaps.amin(1)
     return torch.where(gaps == least[:, None], near, -1).amax(1), least
 

@@ -280,7 +280,8 @@ def _rounded(U: Tensor, V: Tensor) -> LowRank:
 
 def placed(tensor: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
     """A copy of a tensor on a device, in a dtype, without gradient; itself where nothing changes."""
-    return laid_out(tensor.detach().to(device=device, dtype=dtype))
+    plain = tensor.detach() if tensor.requires_grad else tensor  # a detached one is another object
+    return laid_out(plain.to(device=device, dtype=dtype))
 
 
 def laid_out(tensor: Tensor) -> Tensor:

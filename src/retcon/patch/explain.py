@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from retcon.patch.asking import Embedder, answers
 from retcon.patch.chain import parts_of
 from retcon.patch.codebook import Codebook
-from retcon.patch.context import ROOT, Context
+from retcon.patch.context import EVERY, ROOT, Context
 from retcon.patch.entries import Entry
 from retcon.patch.forward_record import ForwardRecord
 from retcon.patch.gated import Gated
@@ -20,7 +20,10 @@ from retcon.patch.live import applied
 if TYPE_CHECKING:
     from retcon.patch.patch import Patch
 
-__all__ = ["explained"]
+__all__ = ["explained", "sentence"]
+
+_NAMED = 3
+"""Edits of a memory that a sentence names."""
 
 
 def explained(patch: "Patch", model: nn.Module, ids: Sequence[int]) -> list[dict[str, Any]]:
@@ -78,6 +81,66 @@ def _watch(
         else:
             found.append(_told(part, "it does not say"))
         y = part.apply(x, y, None if part.folds else _apart(record, number))
+
+
+def sentence(told: Mapping[str, Any], texts: Mapping[str, str] | None = None) -> str:
+    """One record of `explained` in words: which memory answers and how near the prompt came, or why none does.
+
+    Args:
+        told: the record.
+        texts: prompts of edits by their ids, where they may be told.
+    """
+    memories: list[dict[str, Any]] = told.get("memories", [])
+    if not memories:
+        return f"{told['decision']}."
+    words = {"codebook": _of_keys, "gated_memory": _of_scores, "context": _of_cosines}.get(told["kind"])
+    return f"{told['decision']}." if words is None else words(memories, texts or {})
+
+
+def _of_keys(memories: Sequence[dict[str, Any]], texts: Mapping[str, str]) -> str:
+    near = next((one for one in memories if one["taken"]), None) or min(memories, key=lambda one: one["distance"])
+    whose, many = _named(near["edits"], texts), f"of {len(memories)} key{'' if len(memories) == 1 else 's'}"
+    apart, radius = f"at a distance of {near['distance']:.4g}", f"its radius of {near['radius']:.4g}"
+    if near["taken"]:
+        return f"the key of {whose} answers, the nearest {many}, {apart}, within {radius}."
+    return f"no key answers; the nearest {many}, that of {whose}, lies {apart}, outside {radius}."
+
+
+def _of_scores(memories: Sequence[dict[str, Any]], texts: Mapping[str, str]) -> str:
+    taken = next((one for one in memories if one["taken"]), None)
+    near = taken or max(memories, key=lambda one: one["score"] / max(one["threshold"], 1e-30))
+    number, whose = memories.index(near) + 1, _named(near["edits"], texts)
+    gate = f"its gate stands at {near['score']:.4g}, and {near['threshold']:.4g} opens it"
+    if taken is not None:
+        return f"memory {number} of {len(memories)} answers, which holds {whose}: {gate}."
+    return f"no memory answers; the nearest to it, memory {number} of {len(memories)}, holds {whose}: {gate}."
+
+
+def _of_cosines(memories: Sequence[dict[str, Any]], texts: Mapping[str, str]) -> str:
+    taken = [one for one in memories if one["taken"]]
+    if not taken:
+        near = max(memories, key=lambda one: one["cosine"])
+        return f"no fact goes before the prompt; the most similar of {len(memories)} is {_likeness(near, texts)}."
+    facts = "; ".join(_likeness(one, texts) for one in taken[:_NAMED])
+    more = f", and {len(taken) - _NAMED} more" if len(taken) > _NAMED else ""
+    return f"{len(taken)} of {len(memories)} facts before the prompt: {facts}{more}."
+
+
+def _likeness(one: Mapping[str, Any], texts: Mapping[str, str]) -> str:
+    """How like the prompt a fact is, and what the model said when it was asked about it."""
+    needed = "" if one["threshold"] <= EVERY else f" ({one['threshold']:.4g} is needed)"
+    said = f"{_named(one['edits'], texts)}, cosine {one['cosine']:.4g}{needed}"
+    if "confirmed_by" in one:
+        said += f", yes over no {one['confirmed_by']:.4g} ({one['needed']:.4g} is needed)"
+    return said
+
+
+def _named(edits: Sequence[str], texts: Mapping[str, str]) -> str:
+    """Edits by their prompts, or by their ids where those are not to be told."""
+    if not edits:
+        return "no edit"
+    names = [f'"{texts[name]}"' if name in texts else f"edit {name}" for name in edits[:_NAMED]]
+    return ", ".join(names) + (f" and {len(edits) - _NAMED} more" if len(edits) > _NAMED else "")
 
 
 def _apart(record: ForwardRecord, number: int) -> ForwardRecord:

@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 from retcon import tokens
 from retcon.forget.subjects import Subject, find_subjects
 from retcon.lm import LM
-from retcon.methods.unlearning_batches import order_of
+from retcon.methods.unlearning.batches import order_of
 from retcon.metrics.texts import mentions
 from retcon.probes.scene import Finding, Scene, comes_out, question_ids
 from retcon.probes.tries import finding, joined

@@ -29,7 +29,7 @@ from retcon.methods.record import refuse_texts
 from retcon.methods.training import Steps, descending
 from retcon.methods.training_rows import BATCH_TOKENS, Change, Row, misses, row_of
 from retcon.methods.unlearning import linear_paths
-from retcon.methods.unlearning_batches import order_of
+from retcon.methods.unlearning.batches import order_of
 from retcon.metrics.summary import mean
 from retcon.metrics.texts import normal
 from retcon.patch import Entry, Patch, Step

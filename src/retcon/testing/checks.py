@@ -15,7 +15,7 @@ from retcon import api, patch
 from retcon.arch import frozen
 from retcon.errors import RequestError, RetconError
 from retcon.methods import METHODS
-from retcon.methods.unlearning_journal import FOLDER as JOURNALS
+from retcon.methods.unlearning.journal import FOLDER as JOURNALS
 from retcon.patch import Entry, Patch
 from retcon.targets import Store
 from retcon.testing.contract import Check, Trial, raised
