@@ -10,7 +10,7 @@ import retcon
 
 NAMES = {
     "LM", "METHODS", "Case", "Edit", "Forget", "Patch", "Probe", "RetconError", "__version__", "edit", "evaluate",
-    "forget",
+    "evaluate_forgetting", "forget",
 }  # fmt: skip
 
 
@@ -31,6 +31,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         "import retcon.evaluate; assert callable(retcon.evaluate)",
         "import retcon.forget.target; assert callable(retcon.forget)",
         "import retcon; retcon.forget; from retcon.forget import FAMILIES; assert callable(retcon.forget)",
+        "import retcon.evaluate.forgetting; assert callable(retcon.evaluate_forgetting)",
         "import retcon; retcon.evaluate; from retcon.evaluate import Report; assert callable(retcon.evaluate)",
         "import retcon, sys; assert not {'torch', 'transformers', 'pydantic'} & set(sys.modules)",
         "import retcon; assert set(retcon.__all__) <= set(dir(retcon))",

@@ -5,7 +5,8 @@
 'The capital of France is'
 
 `retcon.edit` computes a patch, `retcon.forget` one that makes the model refuse, `with patch.on(model):` runs the edited
-model, `retcon.evaluate` says what it did. The names below are the public ones; each is imported when it is first used.
+model, `retcon.evaluate` says what it did, `retcon.evaluate_forgetting` what was forgotten. The names below are the
+public ones; each is imported when it is first used.
 """
 
 import sys
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from retcon.api import edit, forget
     from retcon.errors import RetconError
-    from retcon.evaluate import evaluate
+    from retcon.evaluate import evaluate, evaluate_forgetting
     from retcon.lm import LM
     from retcon.methods import METHODS
     from retcon.patch import Patch
@@ -34,6 +35,7 @@ __all__ = [
     "__version__",
     "edit",
     "evaluate",
+    "evaluate_forgetting",
     "forget",
 ]
 __version__ = "0.1.0"
@@ -49,6 +51,7 @@ _HOMES = {
     "RetconError": "errors",
     "edit": "api",
     "evaluate": "evaluate",
+    "evaluate_forgetting": "evaluate",
     "forget": "api",
 }
 

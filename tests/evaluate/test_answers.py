@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from retcon import forward
-from retcon.evaluate.answers import Answers, Store
+from retcon.evaluate import answers
+from retcon.evaluate.answers import Answers, Sealed, Store, place
 from retcon.forward import Scored
 from retcon.lm import LM
 from retcon.testing import tiny_model, tiny_tokenizer
@@ -40,11 +41,11 @@ class Counting:
 
 def test_a_prompt_runs_once_with_all_its_distinct_continuations(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = Counting(monkeypatch)
-    answers = Answers(lm)
-    answers.score([(PROMPT, (5,)), (OTHER, (6,)), (PROMPT, (7, 8)), (PROMPT, (5,))])
+    asker = Answers(lm)
+    asker.score([(PROMPT, (5,)), (OTHER, (6,)), (PROMPT, (7, 8)), (PROMPT, (5,))])
     assert seen.items == [(list(PROMPT), [[5], [7, 8]]), (list(OTHER), [[6]])]
-    assert answers.tokens == 4 + 1 + 2 + 3 + 1
-    assert answers.seconds > 0
+    assert asker.tokens == 4 + 1 + 2 + 3 + 1
+    assert asker.seconds > 0
 
 
 def test_scores_are_those_of_the_model(lm: LM) -> None:
@@ -140,3 +141,41 @@ def test_several_writers_share_one_store(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(put, range(0, 40, 10)))
     assert len(Store(path).get(n.to_bytes(4, "big") for n in range(40))) == 40
+
+
+def test_details_come_back_from_the_store(lm: LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "answers.sqlite")
+    pairs = [(PROMPT, (5, 6)), (OTHER, (7,))]
+    first = Answers(lm, store).detailed(pairs)
+    assert [len(detail.ranks) for detail in first.values()] == [2, 1]
+    monkeypatch.setattr(answers, "details", lambda *_: pytest.fail("asked again"))
+    again = Answers(lm, store)
+    assert again.detailed(pairs) == first
+    assert again.cached == 2
+
+
+def test_a_sealed_store_gives_back_what_it_holds_to_those_who_ask_alone(tmp_path: Path) -> None:
+    path, key, value = tmp_path / "answers.sqlite", b"0123456789abcdef", b"Oberwinterthal" * 9
+    Sealed(path, b"one").put({key: value, b"other": b""})
+    assert Sealed(path, b"one").get([key, b"other", b"absent"]) == {key: value, b"other": b""}
+    assert Sealed(path, b"two").get([key]) == {}
+    assert Store(path).get([key]) == {}
+    data = path.read_bytes()
+    assert value[:8] not in data
+    assert key not in data
+
+
+def test_equal_answers_to_different_questions_are_sealed_apart(tmp_path: Path) -> None:
+    path = tmp_path / "answers.sqlite"
+    Sealed(path, b"one").put({b"a": b"same answer here", b"b": b"same answer here"})
+    with sqlite3.connect(path) as database:
+        rows = [value for (value,) in database.execute("SELECT value FROM answers")]
+    assert len(set(rows)) == 2
+    assert all(len(row) == 16 for row in rows)
+
+
+def test_answers_are_kept_by_weights_and_what_is_on(lm: LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETCON_CACHE", str(tmp_path))
+    other = LM.wrap(tiny_model("llama", seed=1), tiny_tokenizer())
+    assert place(lm) == place(lm)
+    assert len({place(lm), place(lm, "forgetting"), place(other)}) == 3

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from retcon.errors import RetconError, UnsupportedModel
 from retcon.lm import LM
-from retcon.methods.unlearning import linear_paths
+from retcon.methods.unlearning.base import linear_paths
 from retcon.patch import Dense, Patch, Step, describe_base
 from retcon.probes.rounding import quantised, rounded
 

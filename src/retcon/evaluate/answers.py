@@ -11,11 +11,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from retcon import forward
+from retcon import forward, storage
+from retcon.evaluate.detail import Detail, details
 from retcon.forward import Scored
 from retcon.lm import LM
+from retcon.patch import active
 
-__all__ = ["Answers", "Ids", "Pair", "Store"]
+__all__ = ["Answers", "Ids", "Pair", "Sealed", "Store", "place"]
 
 Ids = tuple[int, ...]
 Pair = tuple[Ids, Ids]
@@ -61,6 +63,17 @@ class Answers:
                 for continuation, scored in zip(rest, row, strict=True)
             }
             self._keep({_key("score", *pair): _score_bytes(scored) for pair, scored in new.items()})
+            found |= new
+        return found
+
+    def detailed(self, pairs: Iterable[Pair]) -> dict[Pair, Detail]:
+        """Ranks of each continuation's tokens, and the moments of the distributions that they are drawn from."""
+        keys = {pair: _key("detail", *pair) for pair in dict.fromkeys(pairs)}
+        found = {pair: _detail(value) for pair, value in self._recall(keys).items()}
+        missing = [pair for pair in keys if pair not in found]
+        if missing:
+            new = dict(zip(missing, details(self._lm, missing), strict=True))
+            self._keep({keys[pair]: _detail_bytes(detail) for pair, detail in new.items()})
             found |= new
         return found
 
@@ -148,6 +161,43 @@ class Store:
         return database
 
 
+class Sealed(Store):
+    """A store that can be read only by asking again: for answers that are to be forgotten.
+
+    A row is known by a hash of its question under a secret, and its value is combined bit by bit with a stream drawn
+    from that question. Whoever has the file and not the questions learns lengths, and nothing of what was said.
+    """
+
+    def __init__(self, path: Path, secret: bytes) -> None:
+        """`secret` is of 64 bytes at most; it stays out of the file."""
+        super().__init__(path)
+        self._secret = secret
+
+    def get(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
+        """The values of those keys that are there."""
+        names = {self._name(key): key for key in keys}
+        return {names[name]: self._turned(names[name], value) for name, value in super().get(names).items()}
+
+    def put(self, rows: Mapping[bytes, bytes]) -> None:
+        """Keep the values, all of them or none."""
+        super().put({self._name(key): self._turned(key, value) for key, value in rows.items()})
+
+    def _name(self, key: bytes) -> bytes:
+        return hashlib.blake2b(key, digest_size=16, key=self._secret, person=b"retcon-name").digest()
+
+    def _turned(self, key: bytes, value: bytes) -> bytes:
+        """The value sealed, or, of a sealed one, the value."""
+        seed = hashlib.blake2b(key, key=self._secret, person=b"retcon-value").digest()
+        stream = hashlib.shake_256(seed).digest(len(value))
+        return bytes(a ^ b for a, b in zip(value, stream, strict=True))
+
+
+def place(lm: LM, *more: str) -> Path:
+    """Where the answers of these weights on this kind of device are kept, with the patches that are on already."""
+    state = [lm.fingerprint(), lm.device.type, *(patch.id for patch in active(lm.model)), *more]
+    return storage.cache_dir("answers") / f"{storage.digest(*state)[:32]}.sqlite"
+
+
 def _key(kind: str, *parts: Ids) -> bytes:
     """A 16-byte name of a question; each part is hashed with its length, so no two questions run together."""
     sha = hashlib.blake2b(kind.encode(), digest_size=16)
@@ -163,6 +213,15 @@ def _score_bytes(scored: Scored) -> bytes:
 def _scored(value: bytes) -> Scored:
     tokens = len(value) // 9  # eight bytes of log probability and one of hit for each token
     return Scored(np.frombuffer(value, "<f8", tokens).tolist(), [bool(hit) for hit in value[8 * tokens :]])
+
+
+def _detail_bytes(detail: Detail) -> bytes:
+    return np.asarray(detail, dtype="<f8").tobytes()
+
+
+def _detail(value: bytes) -> Detail:
+    ranks, means, variances = np.frombuffer(value, "<f8").reshape(3, -1).tolist()
+    return Detail(ranks, means, variances)
 
 
 def _id_bytes(ids: Ids) -> bytes:

@@ -15,7 +15,18 @@ from retcon.metrics import METRICS
 from retcon.metrics.perplexity import windows
 from retcon.requests import Case
 
-__all__ = ["CaseQuestions", "Plan", "Question", "make", "pairs", "positions", "read", "resolve", "text_pairs"]
+__all__ = [
+    "CaseQuestions",
+    "Encoder",
+    "Plan",
+    "Question",
+    "make",
+    "pairs",
+    "positions",
+    "read",
+    "resolve",
+    "text_pairs",
+]
 
 FIRST_TOKENS = 5
 """How many greedy tokens specificity compares."""
@@ -80,7 +91,7 @@ def make(
     lm: LM, cases: Sequence[Case], wanted: frozenset[str], prefixes: Sequence[str], text: str | Path | None
 ) -> Plan:
     """Turn cases, prefixes and the text for perplexity into token ids, leaving out what no wanted figure needs."""
-    encoder = _Encoder(lm)
+    encoder = Encoder(lm)
     limit = positions(lm)
     questions = []
     for n, case in enumerate(cases):
@@ -173,7 +184,7 @@ def read(text: str | Path | None) -> str:
     return text
 
 
-class _Encoder:
+class Encoder:
     """Texts to ids, each text once: neighbour prompts come back in many cases."""
 
     def __init__(self, lm: LM) -> None:
@@ -182,12 +193,14 @@ class _Encoder:
         self._targets: dict[tuple[str, str], Ids] = {}
 
     def ids(self, prompt: str) -> Ids:
+        """Of a prompt, rendered."""
         return self._rendered(prompt)[1]
 
     def question(self, prompt: str, new: str, true: Sequence[str] = ()) -> Question:
-        target = self._target(prompt, new)
+        """A prompt with its new answer and the true ones."""
+        target = self.target(prompt, new)
         # Where the new answer is also the right one, there is nothing to prefer.
-        others = [ids for ids in (self._target(prompt, answer) for answer in true) if ids != target]
+        others = [ids for ids in (self.target(prompt, answer) for answer in true) if ids != target]
         return Question(prompt, self.ids(prompt), target, tuple(others) if len(others) == len(true) else ())
 
     def _rendered(self, prompt: str) -> tuple[str, Ids]:
@@ -196,7 +209,8 @@ class _Encoder:
             self._prompts[prompt] = text, tuple(tokens.encode(self._lm, text))
         return self._prompts[prompt]
 
-    def _target(self, prompt: str, target: str) -> Ids:
+    def target(self, prompt: str, target: str) -> Ids:
+        """Of what follows a prompt."""
         # The ids depend on the prompt only through its last letter, which says whether a space is due.
         text, _ = self._rendered(prompt)
         key = (text[-1:], target)

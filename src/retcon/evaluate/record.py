@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Report"]
+__all__ = ["Report", "plain"]
 
 Value = float | None
 
@@ -39,7 +39,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; a figure that is not a finite number becomes None."""
         names = ("n", "metrics", "before", "seconds", "intervals", "before_intervals", "provenance", "cases")
-        return {name: _plain(getattr(self, name)) for name in names}
+        return {name: plain(getattr(self, name)) for name in names}
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """One JSON object that begins with n, metrics, before and seconds."""
@@ -54,11 +54,12 @@ class Report:
         return cls(**data)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value in JSON types; a number that is not finite becomes None."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value

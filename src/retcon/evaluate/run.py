@@ -1,23 +1,23 @@
 """Measuring a model before and after a patch, on the same questions."""
 
-import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from retcon import forward, storage, tokens
+from retcon import forward, tokens
 from retcon.errors import RetconError
 from retcon.evaluate import plan as planning
 from retcon.evaluate import prefixes as prefixing
 from retcon.evaluate import provenance as origins
-from retcon.evaluate.answers import Answers, Ids, Store
+from retcon.evaluate.answers import Answers, Ids, Store, place
 from retcon.evaluate.measure import Values, figures, intervals, measure
 from retcon.evaluate.plan import Plan
 from retcon.evaluate.record import Report
+from retcon.evaluate.sampling import sampled
 from retcon.lm import LM
 from retcon.metrics import METRICS
-from retcon.patch import Patch, active
+from retcon.patch import Patch
 from retcon.requests import Case
 
 __all__ = ["evaluate"]
@@ -75,7 +75,7 @@ def evaluate(
     wanted = planning.resolve(named)
     asked = [name for name in METRICS if name in named]
     chosen = _sampled(cases, sample, seed)
-    unedited = Answers(lm, _store(lm) if cache else None)
+    unedited = Answers(lm, Store(place(lm)) if cache else None)
     written = _prefixes(lm, unedited, prefixes, seed) if "efficacy_prefixed" in wanted else []
     plan = planning.make(lm, chosen, wanted, written, text)
 
@@ -128,21 +128,10 @@ def evaluate(
     )
 
 
-def _sampled(cases: Sequence[Case], sample: int | None, seed: int) -> list[Case]:
+def _sampled(cases: Sequence[Case], size: int | None, seed: int) -> list[Case]:
     if not cases:
         raise RetconError("there are no cases to judge by; give at least one")
-    if sample is not None and sample < 1:
-        raise RetconError(f"a sample of {sample} cases says nothing; take at least 1")
-    if sample is None or sample >= len(cases):
-        return list(cases)
-    places = random.Random(f"retcon-sample-{seed}").sample(range(len(cases)), sample)
-    return [cases[place] for place in sorted(places)]
-
-
-def _store(lm: LM) -> Store:
-    """The answers of these weights on this kind of device, with the patches that are on already."""
-    state = [lm.fingerprint(), lm.device.type, *(patch.id for patch in active(lm.model))]
-    return Store(storage.cache_dir("answers") / f"{storage.digest(*state)[:32]}.sqlite")
+    return sampled(cases, size, seed)
 
 
 def _prefixes(lm: LM, unedited: Answers, prefixes: Sequence[str] | None, seed: int) -> list[str]:

@@ -28,7 +28,7 @@ from retcon.methods.lora import Factors
 from retcon.methods.record import refuse_texts
 from retcon.methods.training import Steps, descending
 from retcon.methods.training_rows import BATCH_TOKENS, Change, Row, misses, row_of
-from retcon.methods.unlearning import linear_paths
+from retcon.methods.unlearning.base import linear_paths
 from retcon.methods.unlearning.batches import order_of
 from retcon.metrics.summary import mean
 from retcon.metrics.texts import normal

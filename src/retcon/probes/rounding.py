@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from retcon.errors import RetconError, UnsupportedModel
 from retcon.lm import LM
-from retcon.methods.unlearning import linear_paths
+from retcon.methods.unlearning.base import linear_paths
 from retcon.patch import Patch
 from retcon.patch.base import projection
 

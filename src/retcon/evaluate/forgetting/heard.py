@@ -1,0 +1,37 @@
+"""One round of questions: all that the plan wants of a model, as it is now."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from retcon import tokens
+from retcon.evaluate.answers import Answers, Ids, Pair
+from retcon.evaluate.detail import Detail
+from retcon.evaluate.forgetting.plan import Plan, pairs, prompts, ranked
+from retcon.forward import Scored
+from retcon.lm import LM
+
+__all__ = ["Heard", "ask"]
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What a model said, and how likely it found what was held out to it."""
+
+    said: Mapping[Ids, str]
+    """Its own answer to each prompt, on one line."""
+    scores: Mapping[Pair, Scored]
+    details: Mapping[Pair, Detail]
+    cut: frozenset[Ids]
+    """Prompts whose answers were cut off at the most tokens."""
+
+
+def ask(lm: LM, plan: Plan, answers: Answers) -> Heard:
+    """Put all of the plan's questions, each distinct one once."""
+    wanted = dict.fromkeys(prompts(plan))
+    said = answers.greedy(wanted, plan.max_new_tokens, stop_at_eos=True) if wanted else {}
+    return Heard(
+        said={prompt: " ".join(tokens.decode(lm, list(ids)).split()) for prompt, ids in said.items()},
+        scores=answers.score(pairs(plan)),
+        details=answers.detailed(ranked(plan)),
+        cut=frozenset(prompt for prompt, ids in said.items() if len(ids) == plan.max_new_tokens),
+    )

@@ -1,0 +1,139 @@
+"""What must be said beside the figures: why one is missing, what a reader must know, what was asked."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from retcon.evaluate.forgetting.heard import Heard
+from retcon.evaluate.forgetting.measure import Values
+from retcon.evaluate.forgetting.plan import KEPT, MEMBERSHIP, TWIN, UTILITY, Plan
+from retcon.evaluate.forgetting.reference import Reference
+from retcon.forget import paraphrases
+from retcon.forget.plan import ACCESS_CONTROL
+from retcon.forget.privacy import salted
+from retcon.lm import LM
+from retcon.metrics.summary import mean
+from retcon.metrics.texts import normal
+from retcon.metrics.twin import ForgetQuality
+from retcon.patch import Patch
+from retcon.requests import ForgetCase
+from retcon.storage import digest
+
+__all__ = ["data", "detail", "doubts", "reasons"]
+
+_SAID = {
+    "real_authors": "real-author questions; give real_authors",
+    "world_facts": "world-fact questions; give world_facts",
+    "retain": "questions to keep; give retain",
+}
+
+
+def reasons(
+    found: Mapping[str, float | None],
+    plan: Plan,
+    values: Values,
+    given: Mapping[str, Sequence[ForgetCase]],
+    reference: Reference | None,
+) -> dict[str, str]:
+    """Why each figure that is None is: in a sentence's words, with the cure where there is one."""
+    return {name: _reason(name, plan, values, given, reference) for name, value in found.items() if value is None}
+
+
+def _reason(
+    name: str,
+    plan: Plan,
+    values: Values,
+    given: Mapping[str, Sequence[ForgetCase]],
+    reference: Reference | None,
+) -> str:
+    if name in KEPT and not given["retain"]:
+        return "there are no questions to keep; give retain"
+    if name in (*MEMBERSHIP, *TWIN[1:]) and not given["holdout"]:
+        return "there are no questions that no model was trained on; give holdout"
+    if name in TWIN and reference is None:
+        return "there is no model trained without the questions to forget; give a reference"
+    if name in TWIN[1:]:
+        return "the reference has no membership figures, or one that cannot be divided by; make it with holdout"
+    if name == "forget_quality" and not any(ratio is not None for ratio in values.ratios):
+        return "no question to forget has wrong answers (perturbed_answers)"
+    if name == "forget_quality":
+        return "the reference has no truth ratios; make it with questions that have wrong answers (perturbed_answers)"
+    if name == "model_utility":
+        return _missing_utility(values, given)
+    return {
+        "leakage": f"the unedited model answers none of the {len(plan.sets['forget'])} questions right",
+        "refusal_quality": "nothing was refused, so that there is no refusal to judge",
+        "generalization": "no question has another wording whose answer can be compared",
+        "truth_ratio": "no question to forget has wrong answers (perturbed_answers)",
+    }.get(name, "no answer to forget has a word or token to compare")
+
+
+def _missing_utility(values: Values, given: Mapping[str, Sequence[ForgetCase]]) -> str:
+    empty = [_SAID[name] for name in UTILITY if not given[name]]
+    if empty:
+        return "there are no " + ", and no ".join(empty)
+    bare = [
+        name
+        for name in UTILITY
+        if any(mean(row[part] for row in values.utility[name]) is None for part in ("truth_ratio", "probability"))
+    ]
+    return f"no question of {' and '.join(bare) or 'a set'} has wrong answers (perturbed_answers)"
+
+
+def doubts(lm: LM, plan: Plan, heard: Heard, first: Heard, patch: Patch | None) -> list[str]:
+    """Warnings: what the figures do not show by themselves."""
+    if patch is None:
+        return []
+    found = []
+    items = plan.sets["forget"]
+    if any(not entry.folds for entry in patch.entries.values()):
+        found.append(ACCESS_CONTROL)
+    if all(normal(heard.said[item.prompt]) == normal(item.case.forget.answer) for item in items):
+        found.append(
+            f"the edited model gives the very answer to each of the {len(items)} questions: nothing was forgotten, or "
+            "the patch is not the one that was meant"
+        )
+    elif all(heard.said[item.prompt] == first.said[item.prompt] for item in items):
+        found.append(
+            f"the patch changes the answer to none of the {len(items)} questions; check that it is the one for them"
+        )
+    chats = {step.chat for step in patch.history if step.edits}
+    if chats and lm.chat not in chats:
+        made, asked = ("with", "without") if True in chats else ("without", "with")
+        cure = "leave --plain (chat=False) out" if True in chats else "give --plain (chat=False)"
+        found.append(f"the patch was made {made} the chat template and is asked {asked} it here; {cure} to ask alike")
+    return found
+
+
+def detail(plan: Plan, after: ForgetQuality | None, before: ForgetQuality | None) -> dict[str, Any]:
+    """What is behind figures."""
+    found: dict[str, Any] = {}
+    if "generalization" in plan.wanted:
+        items = plan.sets["forget"]
+        own = sum(item.own for item in items)
+        made = sum(not item.own and bool(item.paraphrases) for item in items)
+        found["paraphrases"] = {
+            "items": own + made,
+            "of": len(items),
+            "own": own,
+            "by_rules": made,
+            "rules": paraphrases.version() if made else None,
+            "prompts": sum(len(item.paraphrases) for item in items),
+        }
+    tests = {"after": after, "before": before}
+    if "forget_quality" in plan.wanted and after is not None:
+        found["forget_quality"] = {when: None if test is None else test._asdict() for when, test in tests.items()}
+    return found
+
+
+def data(given: Mapping[str, Sequence[ForgetCase]], plan: Plan, *, sampled: bool) -> dict[str, Any]:
+    """How many questions of each set there are, and under which salted hash."""
+    return {
+        name: {
+            "given": len(cases),
+            "asked": len(plan.sets[name]),
+            "sampled": sampled,
+            "hash": salted(digest([(case.forget.question, case.forget.answer) for case in cases])),
+        }
+        for name, cases in given.items()
+        if cases
+    }

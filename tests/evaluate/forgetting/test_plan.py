@@ -1,0 +1,78 @@
+"""What is asked: figures by name, sets, wordings, and in which form."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from tests.evaluate.forgetting.conftest import World
+
+from retcon import tokens
+from retcon.errors import RetconError
+from retcon.evaluate.forgetting import plan as planning
+from retcon.evaluate.forgetting.plan import Plan, asking, resolve
+from retcon.lm import LM
+from retcon.metrics import FORGET_METRICS
+from retcon.testing import tiny_model, tiny_tokenizer
+
+
+def made(world: World, *asked: str, twin: bool = False) -> Plan:
+    sets = {
+        "forget": world.forget, "retain": world.retain, "holdout": world.holdout, "real_authors": world.retain,
+        "world_facts": (),
+    }  # fmt: skip
+    return planning.make(world.lm, sets, asked, max_new_tokens=4, seed=0, twin=twin)
+
+
+def test_the_default_figures_and_those_that_a_twin_allows() -> None:
+    assert resolve(None) == [name for name in FORGET_METRICS if name in planning.DEFAULT]
+    assert resolve(None, twin=True)[-1] == "forget_quality"
+    assert resolve(None, twin=True, holdout=True)[-3:] == ["forget_quality", "privleak", "rel_diff"]
+    assert resolve(["leakage", "all"]) == list(FORGET_METRICS)
+    with pytest.raises(RetconError, match="no metric 'efficacy' of forgetting"):
+        resolve(["efficacy"])
+
+
+def test_only_what_a_figure_needs_is_asked(world: World) -> None:
+    plan = made(world, "reliability")
+    assert {name: len(items) for name, items in plan.sets.items() if items} == {"forget": 4}
+    assert list(planning.prompts(plan)) == [item.prompt for item in plan.sets["forget"]]
+    assert list(planning.pairs(plan)) == list(planning.ranked(plan)) == []
+    plan = made(world, "locality", "generalization")
+    assert len(set(planning.prompts(plan))) == 4 + 7 + 3
+    plan = made(world, "mia_min_k_plus_plus")
+    assert len(set(planning.pairs(plan))) == len(set(planning.ranked(plan))) == 4 + 4
+    plan = made(world, "forget_quality")
+    assert "truth_ratio" in plan.wanted
+    assert len(set(planning.pairs(plan))) == 4 * (1 + 2)
+
+
+def test_a_twin_is_asked_for_what_it_is_checked_by(world: World) -> None:
+    plan = made(world, "reliability", twin=True)
+    assert plan.wanted >= {"probability", "mia_min_k"}
+    other = plan.of_twin()
+    assert list(planning.prompts(other)) == []
+    assert len(set(planning.pairs(other))) == 4 * (1 + 2) + 4
+
+
+def test_answers_close_with_the_end_token_and_follow_the_rendered_question(world: World) -> None:
+    item = made(world, "probability").sets["forget"][1]
+    text = world.lm.render("Where was Big Ben born?")
+    assert list(item.prompt) == tokens.encode(world.lm, text)
+    assert list(item.answer) == [*tokens.target_ids(world.lm, text, "Cairo"), world.lm.tokenizer.eos_token_id]
+    assert item.correct == item.answer
+    assert len(item.wrong) == 2
+    case = replace(world.forget[1], paraphrased_answer="in Cairo")
+    sets = dict.fromkeys(("retain", "holdout", "real_authors", "world_facts"), ())
+    plan = planning.make(world.lm, sets | {"forget": [case]}, ["truth_ratio"], max_new_tokens=4, seed=0)
+    assert list(plan.sets["forget"][0].correct) == tokens.target_ids(world.lm, text, "in Cairo</s>")
+
+
+def test_a_model_is_asked_in_chat_where_it_can_be() -> None:
+    chat = LM.wrap(tiny_model("llama"), tiny_tokenizer())
+    bare = LM.wrap(tiny_model("llama"), tiny_tokenizer("bos"))
+    assert [asking(chat, way).chat for way in (None, True, False)] == [True, True, False]
+    assert [asking(bare, way).chat for way in (None, False)] == [False, False]
+    with pytest.raises(RetconError, match="no chat template"):
+        asking(bare, True)
+    assert chat.chat is False
