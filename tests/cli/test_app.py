@@ -12,7 +12,21 @@ from retcon import __version__
 from retcon.cli import ask
 from retcon.errors import RetconWarning
 
-COMMANDS = ["edit", "forget", "probe", "eval", "ask", "locate", "stats", "patch", "models", "methods", "demo", "sets"]
+COMMANDS = [
+    "edit",
+    "forget",
+    "probe",
+    "forget-bench",
+    "eval",
+    "ask",
+    "locate",
+    "stats",
+    "patch",
+    "models",
+    "methods",
+    "demo",
+    "sets",
+]
 
 
 def test_help_imports_nothing_heavy_and_answers_at_once() -> None:

@@ -31,6 +31,7 @@ _COMMANDS = {
     "edit": "Compute a patch that changes the facts of a file.",
     "forget": "Compute a patch with which the model refuses to answer the questions of a file.",
     "probe": "Try to get forgotten answers back, and say what kind of forgetting it was.",
+    "forget-bench": "Teach a model a corpus, make it forget a part in many ways, and judge each against a twin.",
     "eval": "Measure what a patch achieves and what it harms, before and after.",
     "ask": "Ask the model, without and with a patch, side by side.",
     "locate": "Find which layers, tokens and neurons hold a fact, or suggest layers to edit.",
@@ -50,7 +51,7 @@ _PATCH_COMMANDS = {
     "export": "Write a patch as a PEFT adapter or as a whole edited model.",
 }
 for _rank, (_name, _help) in enumerate(_COMMANDS.items()):
-    app.command(f"retcon.cli.{_name}:run", name=_name, help=_help, sort_key=_rank)
+    app.command(f"retcon.cli.{_name.replace('-', '_')}:run", name=_name, help=_help, sort_key=_rank)
 for _rank, (_name, _help) in enumerate(_PATCH_COMMANDS.items()):
     patch.command(f"retcon.cli.patch:{_name}", name=_name, help=_help, sort_key=_rank)
 app.command(patch)

@@ -1,0 +1,137 @@
+"""The rows of a bench: which method forgets, by which targets, with questions merged or not."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from retcon import methods
+from retcon.errors import RetconError
+from retcon.forget.merging import MODES, Mode, why_not
+from retcon.forget.plan import Recipe
+from retcon.forget.targets import FAMILIES
+from retcon.lm import LM
+
+__all__ = ["METHODS", "REFUSING", "TARGETS", "Cell", "Merge", "cells", "configured", "slug"]
+
+METHODS = ("rome", "memit", "alphaedit", "ece", "eamet", "pmet", "ultraedit", "grace", "wise", "idk", "graddiff", "npo")
+"""The methods of a bench where none are named: the editors, refusal fine-tuning and two gradient objectives."""
+TARGETS = ("idk100", "self_improved")
+REFUSING = ("idk", "dpo")
+"""The objectives that learn a refusal; the others only push the answer down, so that no target makes a difference."""
+
+Merge = int | Literal["all"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One way to forget."""
+
+    method: str
+    target: str | None = "idk100"
+    """The family of targets; None for an objective that learns none."""
+    merge: Merge = 1
+    """Questions that share one edit at most."""
+    mode: Mode | None = None
+    """How they are merged; None where they are not."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of the method, beside its defaults; the row's name tells them."""
+    shared: Mapping[str, Any] = field(default_factory=dict)
+    """Options of all rows, which its name leaves out; those that the method has not are passed over."""
+
+    @property
+    def name(self) -> str:
+        """What the row is called."""
+        merged = [] if self.merge == 1 else [f"{self.merge} merged" + (f" by {self.mode}" if self.mode else "")]
+        options = [f"{key}={_plain(value)}" for key, value in self.options.items()]
+        return ", ".join([self.method, *([self.target] if self.target else []), *merged, *options])
+
+    @property
+    def slug(self) -> str:
+        """The name as a file may have it."""
+        return slug(self.name)
+
+    def recipe(self, seed: int) -> Recipe:
+        """How questions become edits."""
+        target = "fixed" if self.target is None else self.target  # an edit has one, though nothing is learned of it
+        return Recipe(target=target, merge_queries=self.merge, merge_mode=self.mode or "concat", seed=seed)
+
+    def why_not(self, lm: LM, method: methods.Method) -> str | None:
+        """Why it cannot be, "n/a: ..."; None where it can."""
+        if self.merge != 1 and (reason := why_not(method, self.mode or "concat")) is not None:
+            return reason
+        declared = getattr(method, "unsupported", None)
+        reason = None if declared is None else declared(lm)
+        return None if reason is None else f"n/a: {self.method}: {reason}"
+
+
+def cells(
+    names: Iterable[str] = METHODS,
+    targets: Iterable[str] = TARGETS,
+    merges: Iterable[Merge] = (1,),
+    modes: Sequence[Mode] = ("concat",),
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    shared: Mapping[str, Any] | None = None,
+) -> list[Cell]:
+    """Every combination, in the order of the methods; an objective that learns no refusal has no row for each family.
+
+    Args:
+        names: ids of methods.
+        targets: families of targets.
+        merges: questions that share one edit, 1 for none.
+        modes: how questions are merged.
+        options: of a method, by its id.
+        shared: of all methods that have them.
+
+    Raises:
+        RetconError: there is no such method, family, size or mode.
+    """
+    names, targets, merges = list(names), list(dict.fromkeys(targets)), list(dict.fromkeys(merges))
+    _check(names, targets, merges, modes)
+    found = []
+    for name in dict.fromkeys(names):
+        objective = bool(getattr(methods.METHODS[name], "unlearns", False))
+        mine: dict[str, Any] = {"options": dict((options or {}).get(name, {})), "shared": dict(shared or {})}
+        for target in targets if not objective or name in REFUSING else [None]:
+            for merge in merges:
+                ways: Sequence[Mode | None] = [None] if merge == 1 or objective else modes
+                found += [Cell(method=name, target=target, merge=merge, mode=mode, **mine) for mode in ways]
+    return found
+
+
+def configured(cell: Cell, seed: int) -> methods.Method:
+    """The cell's method; its seed is the bench's, unless the options name another.
+
+    Raises:
+        RetconError: there is no such method or option.
+    """
+    known = methods.METHODS[cell.method].Config.__dataclass_fields__ if cell.method in methods.METHODS else ()
+    shared = {key: value for key, value in {"seed": seed, **cell.shared}.items() if key in known}
+    return methods.method(cell.method, **shared | dict(cell.options))
+
+
+def slug(name: str) -> str:
+    """A row's name as a file may have it.
+
+    >>> slug("memit, idk100, 4 merged by mean_key")
+    'memit-idk100-4-merged-by-mean_key'
+    """
+    kept = "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in name)
+    return "-".join(part for part in kept.split("-") if part)
+
+
+def _check(names: Sequence[str], targets: Sequence[str], merges: Sequence[Merge], modes: Sequence[Mode]) -> None:
+    for what, given, known in (
+        ("method", names, methods.METHODS),
+        ("family of targets", targets, FAMILIES),
+        ("way to merge", modes, MODES),
+    ):
+        if not given:
+            raise RetconError(f"there is no {what}; name one of {', '.join(known)}")
+        if unknown := [name for name in given if name not in known]:
+            raise RetconError(f"there is no {what} {unknown[0]!r}; use one of {', '.join(known)}")
+    if not merges or any(merge != "all" and merge < 1 for merge in merges):
+        raise RetconError("questions are merged by so many, 1 for none, or all; give at least one such number")
+
+
+def _plain(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

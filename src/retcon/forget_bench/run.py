@@ -1,0 +1,237 @@
+"""The bench: teach, forget in many ways, judge each against a model that never knew."""
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from retcon import progress, storage
+from retcon.errors import PatchError, RetconError, RetconWarning
+from retcon.forget.plan import kept_by, planned, told
+from retcon.forget_bench.cells import Cell, configured, slug
+from retcon.forget_bench.corpus import Split
+from retcon.forget_bench.judge import Evaluation, Judge
+from retcon.forget_bench.rows import Rows
+from retcon.forget_bench.teach import Teaching, merged, teach, teaching_key
+from retcon.lm import LM
+from retcon.memory import peak_memory_mb
+from retcon.methods import Method
+from retcon.patch import Patch
+from retcon.requests import ForgetCase, names
+from retcon.storage import digest
+from retcon.targets import Store
+
+__all__ = ["BEFORE", "TWIN", "Bench"]
+
+BEFORE, TWIN = "before", "retain-only twin"
+"""The rows of the model before it forgets, and of the one that never knew."""
+
+_CAUGHT = (RetconError, RuntimeError, ValueError, ArithmeticError, LookupError, TypeError, AssertionError, OSError)
+"""What may go wrong in one row while the others go on."""
+_TRAINING = ("steps", "best", "stopped")
+"""What a row tells of a run of an objective; a `best` of 0 is a patch that changes nothing."""
+_TELLING = 6
+"""Letters of an answer from which on it tells something when it stands in a sentence."""
+
+
+@dataclass(eq=False)
+class Bench:
+    """One setting, a model that knows a corpus, and the rows that are measured in it."""
+
+    lm: LM
+    """The model, bare."""
+    split: Split
+    cells: Sequence[Cell]
+    folder: Path
+    """Where rows, patches and reports go."""
+    teaching: Teaching | None = None
+    """How the corpus is taught; None where the model knows it."""
+    max_new_tokens: int = 40
+    """The length of judged answers."""
+    seed: int = 0
+    """Of what is drawn by recipes, methods and the judge."""
+    judge: Judge = field(default_factory=Evaluation)
+    cache: bool = True
+    """Whether what is taught, targets and answers of the unedited model are looked up and kept on disk."""
+    _patches: dict[str, Patch] = field(default_factory=dict, init=False, repr=False)
+    """What the model, `taught`, and its twin, `twin`, have learned."""
+    _reference: Any = field(default=None, init=False, repr=False)
+    """What the twin makes of what it was not taught."""
+
+    def run(self) -> list[dict[str, Any]]:
+        """All rows, in order: those that are there already are taken, those that failed are tried again.
+
+        A row that fails says why, and the rest are finished. `rows.jsonl` and `rows.md` are written row by row, a
+        patch a row under `patches`, the judge's whole reports under `reports`.
+
+        Raises:
+            RetconError: the folder holds rows of another setting, or teaching failed.
+        """
+        rows = self._rows()
+        made: list[dict[str, Any]] = []
+        with progress.task("rows", len(self.plan())) as advance:
+            for name, cell in self.plan():
+                key = self._key(name, cell)
+                found = rows.done(key)
+                made.append(found if found is not None else rows.put(key, self._row(name, cell, key)))
+                advance(1)
+        return made
+
+    def plan(self) -> list[tuple[str, Cell | None]]:
+        """The rows by name; those without a cell are models as they are."""
+        own = [BEFORE, TWIN] if self.teaching else [BEFORE]
+        return [*((name, None) for name in own), *((cell.name, cell) for cell in self.cells)]
+
+    def left(self) -> list[str]:
+        """Names of the rows that are not there yet.
+
+        Raises:
+            RetconError: the folder holds rows of another setting.
+        """
+        rows = self._rows()
+        return [name for name, cell in self.plan() if rows.done(self._key(name, cell)) is None]
+
+    # --------------------------------------------------------------------------------------------- names
+
+    def _rows(self) -> Rows:
+        return Rows(self.folder, self._setting())
+
+    def _setting(self) -> str:
+        """Hash of all that the rows have in common."""
+        model = digest(self.lm.fingerprint(), self.lm.chat)
+        if self.teaching is not None:
+            model = teaching_key(self.lm, self._corpus(), self.teaching)
+        return digest("forget-bench-1", model, self.split.key())[:16]
+
+    def _key(self, name: str, cell: Cell | None) -> str:
+        """Hash of all that decides a row."""
+        asked = [name, self.max_new_tokens, self.seed]
+        options = None if cell is None else asdict(configured(cell, self.seed).config)
+        return digest(self._setting(), asked, options)[:16]
+
+    def _corpus(self) -> list[ForgetCase]:
+        return [*self.split.forget, *self.split.retain]
+
+    # --------------------------------------------------------------------------------------------- models
+
+    def _learned(self, who: str) -> Patch | None:
+        """What the model or its twin was taught, kept in the folder too, for patches stand on it; None if nothing."""
+        if self.teaching is None:
+            return None
+        if who not in self._patches:
+            corpus = self._corpus() if who == "taught" else self.split.retain
+            self._patches[who] = teach(self.lm, corpus, self.teaching, cache=self.cache)
+            self._patches[who].save(self.folder / who)
+        return self._patches[who]
+
+    def _measure(self) -> Any:
+        """What the twin makes of what it was not taught; None where there is no twin. The model must be bare."""
+        twin = self._learned("twin")
+        if twin is not None and self._reference is None:
+            with merged(self.lm, twin) as lm:
+                self._reference = self.judge.reference(lm, self.split, seed=self.seed, cache=self.cache)
+        return self._reference
+
+    # --------------------------------------------------------------------------------------------- rows
+
+    def _row(self, name: str, cell: Cell | None, key: str) -> dict[str, Any]:
+        """One row, or what went wrong with it."""
+        for who in ("taught", "twin"):
+            self._learned(who)  # where teaching fails there is no row at all
+        row: dict[str, Any] = {"row": name, **_asked(cell)}
+        try:
+            return row | (self._as_it_is(name) if cell is None else self._forgotten(cell, key))
+        except _CAUGHT as error:
+            warnings.warn(f"{name} failed ({type(error).__name__}): {error}", RetconWarning, stacklevel=2)
+            return row | {"failed": self._unquoted(error)}
+
+    def _as_it_is(self, name: str) -> dict[str, Any]:
+        """A model that has forgotten nothing; the twin is not held against itself."""
+        who, reference = ("twin", None) if name == TWIN else ("taught", self._measure())
+        with merged(self.lm, self._learned(who)) as lm:
+            return self._judged(name, lm, reference, None)
+
+    def _forgotten(self, cell: Cell, key: str) -> dict[str, Any]:
+        """A model that was made to forget."""
+        method = configured(cell, self.seed)
+        with merged(self.lm, self._learned("taught")) as lm:
+            reason = cell.why_not(lm, method)
+            if reason is not None:
+                return {"na": reason}
+            patch = self._patch(lm, cell, method, key)
+        reference = self._measure()  # only now, so that its memory is not counted as the method's
+        with merged(self.lm, self._learned("taught")) as lm:
+            found = self._judged(cell.name, lm, reference, patch)
+        info = patch.info
+        return {
+            **found,
+            "seconds": {"edit": info["bench"]["seconds"], **info["seconds"], **found["seconds"]},
+            "peak_memory_mb": info["bench"]["peak_memory_mb"],
+            "patch": {"id": patch.id, "bytes": patch.size_bytes, "folds": _folds(patch)},
+            "forget": {name: value for name, value in info["forget"].items() if name != "items"},
+            **({"training": {name: info["unlearning"][name] for name in _TRAINING}} if "unlearning" in info else {}),
+        }
+
+    def _patch(self, lm: LM, cell: Cell, method: Method, key: str) -> Patch:
+        """The patch of a cell; one that a stopped run has made is taken."""
+        home = self.folder / "patches" / slug(cell.name)
+        older = _held(home)
+        if older is not None and older.info.get("bench", {}).get("key") == key:
+            return older
+        texts = [(case.forget.question, case.forget.answer) for case in self.split.retain]
+        stores = [Store.shared() if self.cache else Store(self.folder / "work" / "targets.sqlite")]
+        start = time.perf_counter()
+        plan = planned(lm, self.split.forget, method, cell.recipe(self.seed), retain=texts)
+        made = told(method.edit(lm, plan.edits, retain=kept_by(method, texts), stores=stores), plan)
+        spent = {"key": key, "seconds": round(time.perf_counter() - start, 3), "peak_memory_mb": peak_memory_mb()}
+        patch = replace(made, info={**made.info, "bench": spent})
+        patch.save(home)
+        return patch
+
+    def _judged(self, name: str, lm: LM, reference: Any, patch: Patch | None) -> dict[str, Any]:
+        """What the judge says; its whole report goes to a file of its own."""
+        start = time.perf_counter()
+        report = self.judge.report(
+            lm, self.split, patch, reference=reference, max_new_tokens=self.max_new_tokens, seed=self.seed,
+            cache=self.cache,
+        )  # fmt: skip
+        spent = round(time.perf_counter() - start, 3)
+        storage.write_json(self.folder / "reports" / f"{slug(name)}.json", report)
+        return {
+            "metrics": report.get("metrics"),
+            "before": report.get("before"),
+            "seconds": {"judge": spent},
+            "peak_memory_mb": peak_memory_mb(),
+        }
+
+    def _unquoted(self, error: Exception) -> str:
+        """The error's sentence, unless it tells of the corpus: rows are to be shown."""
+        kind, sentence = type(error).__name__, " ".join(str(error).split())
+        items = [case.forget for case in self.split.forget]
+        secrets = [item.question for item in items] + [item.answer for item in items if len(item.answer) >= _TELLING]
+        if any(names(sentence, secret) for secret in secrets):
+            return f"a {kind} whose words quote the corpus; they were shown on the terminal"
+        return sentence if isinstance(error, RetconError) else f"{kind}: {sentence}"
+
+
+def _asked(cell: Cell | None) -> dict[str, Any]:
+    """What a row is of, in JSON types."""
+    if cell is None:
+        return {"method": None, "target": None, "merge": 1, "mode": None, "options": {}}
+    options = {name: list(value) if isinstance(value, tuple) else value for name, value in cell.options.items()}
+    return {"method": cell.method, "target": cell.target, "merge": cell.merge, "mode": cell.mode, "options": options}
+
+
+def _held(home: Path) -> Patch | None:
+    """The patch in a folder; None where there is none that can be read."""
+    try:
+        return Patch.load(home) if home.exists() else None
+    except PatchError:
+        return None  # damaged by other hands: it is made anew
+
+
+def _folds(patch: Patch) -> bool:
+    """Whether it is a change of weights; else the weights still hold what they held."""
+    return all(entry.folds for entry in patch.entries.values())

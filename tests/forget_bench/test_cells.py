@@ -1,0 +1,76 @@
+"""The rows of a bench: combinations, names, and those that cannot be."""
+
+from collections.abc import Callable
+
+import pytest
+
+from retcon.errors import RetconError
+from retcon.forget_bench.cells import METHODS, REFUSING, Cell, cells, configured
+from retcon.lm import LM
+from retcon.methods import METHODS as ALL
+from retcon.methods import method
+from retcon.methods.unlearning.objectives import OBJECTIVES
+
+TinyLM = Callable[..., LM]
+
+
+def test_every_combination_has_a_row_but_objectives_without_a_refusal_have_one() -> None:
+    found = cells(["memit", "idk", "npo"], ["idk100", "fixed"], [1, 4], ["concat", "mean_key"])
+    assert [cell.name for cell in found] == [
+        "memit, idk100",
+        "memit, idk100, 4 merged by concat",
+        "memit, idk100, 4 merged by mean_key",
+        "memit, fixed",
+        "memit, fixed, 4 merged by concat",
+        "memit, fixed, 4 merged by mean_key",
+        "idk, idk100",
+        "idk, idk100, 4 merged",
+        "idk, fixed",
+        "idk, fixed, 4 merged",
+        "npo",
+        "npo, 4 merged",
+    ]
+    assert len({cell.slug for cell in found}) == len(found)
+
+
+def test_those_that_learn_refusals_are_the_ones_that_say_so() -> None:
+    assert set(REFUSING) == {name for name, objective in OBJECTIVES.items() if "refusal" in objective.sides}
+    assert set(METHODS) <= set(ALL)
+
+
+def test_options_are_told_by_the_name_and_those_of_all_rows_are_not() -> None:
+    (cell, other) = cells(["memit", "npo"], ["fixed"], options={"memit": {"layers": (1, 2)}}, shared={"steps": 7})
+    assert (cell.name, other.name) == ("memit, fixed, layers=1,2", "npo")
+    made = configured(cell, seed=5).config
+    assert (made.layers, made.steps, made.seed) == ((1, 2), 7, 5)
+    assert configured(other, seed=5).config.seed == 5  # it has no steps
+    with pytest.raises(RetconError, match="npo has no option 'steps'"):
+        configured(Cell(method="npo", options={"steps": 7}), 0)
+
+
+def test_a_cell_that_cannot_be_says_why(tiny_lm: TinyLM) -> None:
+    lm = tiny_lm("llama")
+
+    def why(cell: Cell) -> str | None:
+        return cell.why_not(lm, method(cell.method))
+
+    assert why(Cell(method="memit", merge=4, mode="mean_key")) is None
+    assert why(Cell(method="grace", merge=4, mode="concat")) is None
+    assert (why(Cell(method="grace", merge=4, mode="mean_key")) or "").startswith("n/a: grace: ")
+    assert (why(Cell(method="npo", merge="all")) or "").startswith("n/a: npo: ")
+    assert why(Cell(method="npo")) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((["mimit"],), "no method 'mimit'; use one of memit"),
+        ((["memit"], ["shrug"]), "no family of targets 'shrug'"),
+        ((["memit"], ["fixed"], [0]), "merged by so many, 1 for none"),
+        ((["memit"], ["fixed"], [2], ["sum"]), "no way to merge 'sum'"),
+        (([],), "there is no method; name one of"),
+    ],
+)
+def test_what_is_not_there_is_refused(arguments: tuple[list[str]], sentence: str) -> None:
+    with pytest.raises(RetconError, match=sentence):
+        cells(*arguments)
