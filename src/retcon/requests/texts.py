@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from retcon.errors import RequestError
-from retcon.requests.files import Loaded, _encoded, _json_records, _read
+from retcon.requests.files import Loaded, _encoded, json_records, read_text
 from retcon.requests.records import text_of
 
 __all__ = ["load_texts"]
@@ -32,7 +32,7 @@ def load_texts(path: str | Path, *, limit: int | None = None, skip_bad: bool = F
         raise RequestError(f"the limit is {limit}; take at least 1 text")
     if ".csv" in (suffix.lower() for suffix in path.suffixes):
         raise RequestError(f"{path.name} is a CSV; write the texts to keep one a line, or as JSONL")
-    content, sha256 = _read(path)
+    content, sha256 = read_text(path)
     found: dict[str, None] = {}
     skipped: list[str] = []
     for line, text in _texts(content):
@@ -53,7 +53,7 @@ def load_texts(path: str | Path, *, limit: int | None = None, skip_bad: bool = F
 def _texts(content: str) -> Iterator[tuple[int, str | RequestError]]:
     """Line numbers, from 1, with the text or with what is wrong."""
     if content.lstrip().startswith("{"):
-        for line, record in _json_records(content):
+        for line, record in json_records(content):
             yield line, record if isinstance(record, RequestError) else _text(record)
         return
     for line, text in enumerate(content.split("\n"), 1):
