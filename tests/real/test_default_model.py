@@ -26,8 +26,6 @@ pytestmark = [
 FACTS = Path(__file__).parents[2] / "examples" / "facts.jsonl"
 PROMPTS = ("The Colosseum is located in the city of", "Water boils at a temperature of", "My favourite book is")
 LOCATED = ("memit", "rome", "emmet", "pmet", "alphaedit", "ece", "ece-released", "eamet", "memit-blue", "ultraedit")
-TOKENS = {"statistics_tokens": 6_000}
-"""A fourth of the default, so that a test takes seconds; the harm is not judged here."""
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +44,7 @@ def edited(lm: LM, edits: list[Edit]) -> Callable[..., Patch]:
 
     @cache
     def made(name: str) -> Patch:
-        kind = METHODS[name]
-        known = kind.Config.__dataclass_fields__
-        options: dict[str, Any] = {key: value for key, value in TOKENS.items() if key in known}
-        return kind(kind.Config(**options)).edit(lm, edits)
+        return METHODS[name]().edit(lm, edits)
 
     return made
 
@@ -93,6 +88,7 @@ def test_the_model_is_as_it_was_bit_for_bit(lm: LM, edited: Callable[..., Patch]
     assert all(torch.equal(value, before[name]) for name, value in lm.model.state_dict().items())
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # transformers warns of itself
 def test_a_saved_patch_an_adapter_and_a_merged_folder_answer_as_the_patch(
     lm: LM, edited: Callable[..., Patch], tmp_path: Path
 ) -> None:
