@@ -28,7 +28,7 @@ def test_other_names_are_refused(names: list[str], said: str) -> None:
         chosen(names)
 
 
-@pytest.mark.parametrize("kind", {attack.Config for attack in PROBES.values()})
+@pytest.mark.parametrize("kind", dict.fromkeys(attack.Config for attack in PROBES.values()))
 def test_options_are_frozen_and_documented(kind: type) -> None:
     options = kind()
     assert set(field_docs(kind)) >= {field.name for field in dataclasses.fields(options)}
