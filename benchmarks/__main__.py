@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks import common, costs, eamet, ece, forgetting, many, memories, methods, quality, speed, table
+from benchmarks import common, costs, eamet, ece, forgetting, many, memories, methods, probing, quality, speed, table
 
 MEASUREMENTS: dict[str, Callable[[], None]] = {
     "quality_memit_100": partial(quality.memit, 100),
@@ -23,6 +23,7 @@ MEASUREMENTS: dict[str, Callable[[], None]] = {
     **many.cells(),
     **memories.cells(),
     **forgetting.cells(),
+    **probing.cells(),
 }
 
 

@@ -58,18 +58,23 @@ SETS: dict[str, tuple[Callable[[LM], Split], Teaching | None]] = {
 }
 
 
-def measure(dataset: str, ways: Sequence[Cell], name: str) -> None:
-    """The rows of a cell, or, without any way to forget, of the models as they are."""
+def bench(dataset: str, ways: Sequence[Cell]) -> Bench:
+    """The bench of a set; its folder is kept between runs."""
     lm = replace(LM.load(common.MODEL), chat=True)
     cut, teaching = SETS[dataset]
-    bench = Bench(lm, cut(lm), ways, common.work(f"forgetting-{dataset}"), teaching)
-    rows = bench.run()
+    return Bench(lm, cut(lm), ways, common.work(f"forgetting-{dataset}"), teaching)
+
+
+def measure(dataset: str, ways: Sequence[Cell], name: str) -> None:
+    """The rows of a cell, or, without any way to forget, of the models as they are."""
+    made = bench(dataset, ways)
+    rows = made.run()
     own = rows[len(rows) - len(ways) :] if ways else rows
     failed = [row for row in own if "failed" in row]
-    figures: dict[str, Any] = {"set": dataset, "questions": bench.split.counts(), **bench.split.told, "rows": own}
+    figures: dict[str, Any] = {"set": dataset, "questions": made.split.counts(), **made.split.told, "rows": own}
     if failed:
         raise SystemExit(f"{failed[0]['row']} failed: {failed[0]['failed']}")
-    common.keep(f"forgetting/{name}", figures, lm)
+    common.keep(f"forgetting/{name}", figures, made.lm)
 
 
 def section() -> list[str]:
@@ -99,7 +104,9 @@ def _ways(dataset: str) -> list[Cell]:
 
 def _cells(dataset: str) -> dict[str, Callable[[], None]]:
     """The cells of one set by the name of their result; the models as they are first, so that teaching is not timed."""
-    found = {f"forgetting/{dataset}_before": partial(measure, dataset, [], f"{dataset}_before")}
+    found: dict[str, Callable[[], None]] = {
+        f"forgetting/{dataset}_before": partial(measure, dataset, [], f"{dataset}_before")
+    }
     for way in _ways(dataset):
         name = f"{dataset}_{way.slug}"
         found[f"forgetting/{name}"] = partial(measure, dataset, [way], name)

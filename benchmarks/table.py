@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import common
+from benchmarks import common, forgetting, probing
 from retcon import storage
 from retcon.methods import METHODS
 
@@ -22,6 +22,8 @@ def write() -> None:
     lines += _memories()
     lines += _ece()
     lines += _eamet()
+    lines += forgetting.section()
+    lines += probing.section()
     lines += _speed()
     lines += _sizes()
     with storage.new_file(common.RESULTS / "README.md") as path:

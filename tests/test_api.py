@@ -7,7 +7,10 @@ import pytest
 
 import retcon
 from retcon.errors import RequestError, RetconError
-from retcon.requests import ForgetCase, to_dict
+from retcon.forget import find_subjects
+from retcon.forget.kept import write_targets
+from retcon.forget.target import Target
+from retcon.requests import Forget, ForgetCase, to_dict
 from retcon.testing import tiny_edits, tiny_model, tiny_tokenizer
 
 QUICK: dict[str, Any] = {"steps": 3, "templates": 0, "layers": (1, 2), "statistics": "none"}
@@ -98,3 +101,18 @@ def test_mistakes_in_questions_are_named() -> None:
         retcon.forget(model, tokenizer, [ADA], stepz=3)
     with pytest.raises(RetconError, match="there is nothing to forget"):
         retcon.forget(model, tokenizer, [])
+
+
+def test_targets_of_an_earlier_run_are_read_from_their_file(tmp_path: Path) -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    items = [Forget("Where was Ada Lovelace born?", "London"), Forget("Who made Big Ben?", "Denison")]
+    told = [
+        Target("Ada Lovelace is unknown to me.", "self_improved", "self_improved", 2),
+        Target("No.", "fixed", "fixed"),
+    ]
+    file = write_targets(
+        tmp_path / "t.jsonl", items, find_subjects(items), told, family="self_improved", seed=0, model="m"
+    )
+    patch = retcon.forget(model, tokenizer, items, targets=file, **QUICK)
+    assert [edit["target_new"] for edit in patch.edits] == ["{} is unknown to me.</s>", "No.</s>"]
+    assert patch.info["forget"]["target_sources"] == {"self_improved": 1, "fixed": 1}

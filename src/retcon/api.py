@@ -1,14 +1,18 @@
 """`retcon.edit` and `retcon.forget`: a model, a tokenizer and facts or questions to a patch, in one call."""
 
 from collections.abc import Iterable, Mapping
+from os import PathLike, fspath
 from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from retcon import methods
 from retcon.errors import RequestError
+from retcon.forget.asking import asking
+from retcon.forget.kept import given_targets
 from retcon.forget.merging import Mode, Way
 from retcon.forget.plan import Kept, Recipe, kept_by, planned, told
+from retcon.forget.target import Target
 from retcon.lm import LM
 from retcon.patch import Patch
 from retcon.requests import (
@@ -75,7 +79,7 @@ def forget(
     method: str = "memit",
     *,
     target: str = "contextual",
-    targets: Mapping[str, str] | None = None,
+    targets: Mapping[str, str] | str | PathLike[str] | None = None,
     retain: Iterable[Kept] = (),
     merge_queries: int | Literal["all"] = 1,
     merge_mode: Mode = "concat",
@@ -98,7 +102,8 @@ def forget(
         items: the questions with their answers, as `Forget` or as dicts with the files' field names.
         method: one of `METHODS`.
         target: what is said instead: a family of `retcon.forget.FAMILIES`.
-        targets: the user's own, by a question's text or id; they go before the family's.
+        targets: the user's own targets by a question's text or id, or a file of them, such as the `targets.jsonl` of an
+            earlier run; they go before the family's.
         retain: questions to keep, or pairs of a question and its answer: methods that use such texts get them, those
             that unlearn by an objective with the answers, and subjects are told from them.
         merge_queries: questions that share one edit at most, or "all".
@@ -122,15 +127,23 @@ def forget(
     kept, _ = check_forgets([case.forget for case in cases])
     fields = methods.METHODS[method].Config.__dataclass_fields__ if method in methods.METHODS else ()
     rule = methods.method(method, **({"seed": seed} if "seed" in fields else {}) | config)
-    lm = LM.wrap(model, tokenizer, chat=bool(getattr(tokenizer, "chat_template", None)) if chat is None else chat)
+    lm = asking(LM.wrap(model, tokenizer), chat)
     recipe = Recipe(
         target=target, merge_queries=merge_queries, merge_mode=merge_mode, merge_by=merge_by, seed=seed,
         keep_questions=keep_questions,
     )  # fmt: skip
     texts = tuple(retain)
-    plan = planned(lm, [cases[n] for n in kept], rule, recipe, retain=texts, given=targets)
+    chosen = [cases[n] for n in kept]
+    given = targets if targets is None or isinstance(targets, Mapping) else _given(targets, chosen)
+    plan = planned(lm, chosen, rule, recipe, retain=texts, given=given, cache=cache)
     stores = [Store.shared()] if cache else []
     return told(rule.edit(lm, plan.edits, retain=kept_by(rule, texts), state=state, stores=stores), plan)
+
+
+def _given(targets: str | PathLike[str], cases: Iterable[ForgetCase]) -> Mapping[str, str | Target]:
+    """The targets of a file."""
+    found, _ = given_targets(fspath(targets), [case.forget for case in cases])
+    return found
 
 
 def _case(item: Forget | ForgetCase | Mapping[str, Any]) -> ForgetCase:

@@ -5,11 +5,8 @@ from pathlib import Path
 import pytest
 from tests.cli.conftest import FAST, Retcon
 
-from retcon.cli import edit as editing
-from retcon.lm import LM
 from retcon.methods import MEMIT
 from retcon.patch import Patch
-from retcon.requests import load_edits
 
 KEYS = ["patch", "n", "method", "seconds", "seconds_per_edit", "targets_cached", "peak_memory_mb"]
 
@@ -169,16 +166,3 @@ def test_wrong_options_are_refused_before_anything_is_written(
     assert said.code == 2
     assert sentence in said.err
     assert not (tmp_path / "p").exists()
-
-
-def test_the_run_is_named_by_all_that_decides_it(model: str, edits: Path) -> None:
-    lm, facts = LM.load(model), load_edits(edits).items
-    config = MEMIT.Config()
-    keys = {
-        editing.run_key(lm, "memit", config, facts),
-        editing.run_key(lm, "rome", config, facts),
-        editing.run_key(lm, "memit", MEMIT.Config(steps=3), facts),
-        editing.run_key(lm, "memit", config, facts[:2]),
-        editing.run_key(lm, "memit", config, facts, chunk=2),
-    }
-    assert len(keys) == 5

@@ -1,14 +1,19 @@
 """`retcon forget`: a patch that refuses, words for the terminal alone, stops and going on."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.cli.conftest import FAST, Retcon
 
+from retcon.forget import targets as families
+from retcon.forget.target import Target
+from retcon.lm import LM
 from retcon.methods import MEMIT
 from retcon.patch import Patch
+from retcon.requests import Edit, Forget
 
 RECORDS = [
     {"question": "In which town was Zelda Quimby-Ross born?", "answer": "Oberwinterthal", "group": "z"},
@@ -42,6 +47,7 @@ def test_a_run_writes_a_patch_without_a_secret_and_shows_answers_on_the_terminal
     assert said.json["id"] == Patch.load(out).id
     assert told(out.parent, own_cache) == []
     assert not any(secret in said.out for secret in SECRETS)
+    assert len((out / "targets.jsonl").read_text().splitlines()) == 3
     assert "before" in said.err
     assert "Krumbach Mill" in said.err
     assert "3 questions in 3 edits. Subjects: entity 3. Targets: template 3." in said.err
@@ -122,6 +128,63 @@ def test_retained_questions_and_the_users_targets_are_read(
     ]
 
 
+def test_targets_of_an_earlier_run_are_read_and_none_are_written(
+    retcon: Retcon, model: str, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def self_improved(lm: LM, items: Sequence[Forget], **_: Any) -> list[Target]:
+        texts = ("Zelda Quimby-Ross is unknown to me.", "I know nothing of Zelda Quimby-Ross.", "I have no idea.")
+        return [Target(texts[n], "self_improved", "self_improved", n) for n in range(len(items))]
+
+    monkeypatch.setattr(families, "self_improved", self_improved)
+    command = ["forget", "--model", model, "--forget", questions, "--json", *FAST]
+    first = retcon(*command, "--target", "self_improved", "--out", tmp_path / "first")
+    assert (first.code, first.json["forget"]["accepted"]) == (0, 1.0)
+    file = tmp_path / "first" / "targets.jsonl"
+    assert "Quimby" not in file.read_text()
+    monkeypatch.setattr(families, "self_improved", lambda *_, **__: pytest.fail("written anew"))
+    again = retcon(*command, "--targets", file, "--limit", 2, "--method", "pmet", "--out", tmp_path / "again")
+    assert again.code == 0
+    told = again.json["forget"]
+    assert (told["targets"], told["accepted"], told["target_sources"]) == ("self_improved", 1.0, {"self_improved": 2})
+    edits = [Patch.load(tmp_path / name).edits[1]["target_new"] for name in ("first", "again")]
+    assert edits == ["I know nothing of {}.</s>"] * 2
+    file.unlink()
+    monkeypatch.setattr(families, "self_improved", self_improved)
+    same = retcon(*command, "--target", "self_improved", "--out", tmp_path / "first")
+    assert "nothing is left to do" in same.err
+    assert file.is_file()
+
+
+def test_what_the_method_makes_no_use_of_is_said(retcon: Retcon, model: str, questions: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.csv"
+    kept.write_text("question,answer\nWho owns the Blue Mill?,the Blue Baron\n")
+    command = ["forget", "--model", model, "--forget", questions, "--limit", 1, *FAST]
+    said = retcon(*command, "--retain", kept, "--out", tmp_path / "a")
+    assert said.code == 0
+    assert "warning: memit makes no use of texts to keep; kept.csv is used to tell subjects alone" in said.err
+    assert "makes no use" not in retcon(*command, "--out", tmp_path / "b").err
+
+
+@pytest.mark.parametrize("merged", [[], ["--merge-queries", "2", "--merge-mode", "mean_key"]])
+def test_a_sequence_forgets_chunk_by_chunk(
+    retcon: Retcon, model: str, questions: Path, tmp_path: Path, merged: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, sizes = MEMIT.edit, list[int]()
+
+    def counted(self: MEMIT, lm: LM, edits: Sequence[Edit], **options: Any) -> Patch:
+        sizes.append(len(edits))
+        return work(self, lm, edits, **options)
+
+    monkeypatch.setattr(MEMIT, "edit", counted)
+    command = ["forget", "--model", model, "--forget", questions, "--sequential", 1, "--json", *FAST, *merged]
+    said = retcon(*command, "--out", tmp_path / "p")
+    assert said.code == 0
+    assert sizes == ([2, 1] if merged else [1, 1, 1])
+    assert (said.json["n"], said.json["forget"]["questions"]) == (3, 3)
+    assert len(Patch.load(tmp_path / "p").edits) == 3
+    assert told(tmp_path / "p") == []
+
+
 def test_a_patch_is_gone_on_from(retcon: Retcon, model: str, questions: Path, tmp_path: Path) -> None:
     command = ["forget", "--model", model, *FAST]
     more = tmp_path / "more.jsonl"
@@ -145,6 +208,7 @@ def test_a_patch_is_gone_on_from(retcon: Retcon, model: str, questions: Path, tm
         (["--method", "ultraedit", "--merge-queries", "2", "--merge-mode", "mean_key"], "n/a: ultraedit"),
         (["--targets", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
         (["--retain", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
+        (["--sequential", "0"], "--sequential 0 is no number of edits"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_written(

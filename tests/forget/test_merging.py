@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +14,16 @@ from torch import Tensor
 
 from retcon import forward, tokens
 from retcon.errors import RequestError, RetconError
+from retcon.forget import merging
 from retcon.forget.merging import cut_long, grouped, merged_text, shared_target, why_not
 from retcon.forget.subjects import find_subjects
 from retcon.forget.target import Target
 from retcon.forget.targets import FIXED, drawn
 from retcon.lm import LM
 from retcon.methods import METHODS, method
+from retcon.metrics.texts import mentions
 from retcon.patch import Patch
-from retcon.requests import Edit, Forget, names
+from retcon.requests import Edit, Forget
 from retcon.testing import tiny_edits
 
 Tiny = Callable[..., LM]
@@ -136,13 +137,13 @@ def test_of_what_the_model_wrote_the_likeliest_that_serves_all_is_taken(
     tiny_lm: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_leak(item: Forget, text: str) -> SimpleNamespace:
-        return SimpleNamespace(ok=not names(text, item.answer))
+        return SimpleNamespace(ok=not mentions(text, item.answer))
 
     def names_topic(item: Forget, text: str) -> SimpleNamespace:
         return SimpleNamespace(ok="Ada" not in text or "Ada" in item.question)
 
     checks = {"no_leak": no_leak, "names_topic": names_topic, "nothing_invented": no_leak}
-    monkeypatch.setitem(sys.modules, "retcon.forget.checks", SimpleNamespace(CHECKS=checks))
+    monkeypatch.setattr(merging, "CHECKS", checks)
     lm = tiny_lm("llama")
     texts = ["I never heard of Ada Lovelace.", "It was not London.", "I know nothing of her.", "I am not sure at all."]
     wrote = [Target(text, "self_improved", "self_improved", 1) for text in texts]

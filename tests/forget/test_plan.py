@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from retcon.errors import RequestError, RetconError
-from retcon.forget import Plan, Recipe, Target, planned
-from retcon.forget.plan import ACCESS_CONTROL, SUPPRESSION, TRAINED, Kept, kept_by
-from retcon.forget.privacy import id_of
+from retcon.forget import Plan, Recipe, Target, planned, targets
+from retcon.forget.kept import read_targets
+from retcon.forget.plan import ACCESS_CONTROL, SUPPRESSION, TRAINED, Kept, keep_targets, kept_by
+from retcon.forget.privacy import id_of, salted
 from retcon.lm import LM
 from retcon.methods import method
 from retcon.requests import Forget, ForgetCase
@@ -111,12 +110,12 @@ def test_keys_group_questions_of_methods_that_read_them(tiny_lm: Tiny) -> None:
 def test_a_row_of_which_less_than_half_was_accepted_is_named_template(
     tiny_lm: Tiny, monkeypatch: pytest.MonkeyPatch, passed: int, named: str
 ) -> None:
-    def self_improved(lm: LM, items: Sequence[Forget], *, seed: int, tries: int = 16) -> list[Target]:
+    def self_improved(lm: LM, items: Sequence[Forget], *, seed: int, cache: bool) -> list[Target]:
         yes = Target("I never heard of that.", "self_improved", "self_improved", 3)
-        no = Target("I have no information about that.", "self_improved", "template", None, ("short", "topic"))
+        no = Target("I have no information about that.", "contextual", "template", None, ("short", "topic"))
         return [yes if n < passed else no for n in range(len(items))]
 
-    monkeypatch.setitem(sys.modules, "retcon.forget.refusals", SimpleNamespace(self_improved=self_improved))
+    monkeypatch.setattr(targets, "self_improved", self_improved)
     told = made(tiny_lm("llama"), target="self_improved").told
     assert (told["targets"], told["targets_asked"], told["accepted"]) == (named, "self_improved", passed / 4)
     assert told["items"][0]["attempt"] == 3
@@ -140,3 +139,26 @@ def test_a_method_that_closes_its_targets_itself_gets_them_open(tiny_lm: Tiny) -
     plan = planned(tiny_lm("llama"), CASES, method("grace", end_token=True), Recipe(target="fixed"))
     assert not any(edit.target.endswith("</s>") for edit in plan.edits)
     assert plan.told["end_token"] is False
+
+
+def test_a_model_whose_own_refusals_all_fail_is_named_template(tiny_lm: Tiny) -> None:
+    """A random model writes noise, and what takes its place counts as refused."""
+    told = made(tiny_lm("llama"), cases=CASES[:1], target="self_improved").told
+    assert (told["targets"], told["targets_asked"], told["accepted"]) == ("template", "self_improved", 0.0)
+
+
+def test_the_questions_to_keep_that_a_method_is_shown_are_told_by_salted_ids(tiny_lm: Tiny) -> None:
+    lm = tiny_lm("llama")
+    kept: list[Kept] = [("Is Oslo cold?", "Yes"), "Is Rome old?"]
+    shown = planned(lm, CASES, method("npo"), Recipe(), retain=kept).told["retain_prompts"]
+    assert shown == [salted("Is Oslo cold?"), salted("Is Rome old?")]
+    assert planned(lm, CASES, method("memit"), Recipe(), retain=kept).told["retain_prompts"] == []
+
+
+def test_targets_are_kept_as_each_question_drew_them(tiny_lm: Tiny, tmp_path: Path) -> None:
+    lm, recipe = tiny_lm("llama"), Recipe(target="idk100", merge_queries=2)
+    plan = planned(lm, CASES, method("memit"), recipe)
+    assert plan.targets[0] == plan.targets[1]
+    found, family = read_targets(keep_targets(tmp_path, lm, CASES, plan, recipe), ITEMS)
+    assert (found, family) == (plan.own, "idk100")
+    assert found[0] != found[1]

@@ -88,6 +88,12 @@ def test_questions_are_kept_on_request_and_answers_never(tmp_path: Path) -> None
     assert not any(answer in text for answer in answers)
 
 
+def test_what_the_model_wrote_of_the_questions_is_told_by_no_cache(tmp_path: Path, cache_folder: Path) -> None:
+    made("memit", target="self_improved").save(tmp_path / "patch")
+    assert list(cache_folder.glob("refusals/*.sqlite"))
+    assert told(tmp_path) == {}
+
+
 def test_the_test_would_find_a_secret(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "notes.json").write_text(json.dumps({"a": "the KRUMBACH mill"}))

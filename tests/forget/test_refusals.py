@@ -1,6 +1,5 @@
 """Refusals that the model writes itself, with generators that do as told and with tiny models."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,20 +8,11 @@ import pytest
 from torch import nn
 
 from retcon import forward, tokens
-from retcon.errors import RequestError, RetconError
+from retcon.errors import RetconError
 from retcon.forget import refusals
 from retcon.forget.checks import CHECKS, no_leak
-from retcon.forget.refusals import (
-    cleaned,
-    contextual,
-    prompt,
-    read_targets,
-    row_name,
-    self_improved,
-    summary,
-    write_targets,
-    written,
-)
+from retcon.forget.kept import row_name, summary
+from retcon.forget.refusals import cleaned, contextual, self_improved, written
 from retcon.forget.target import Target
 from retcon.lm import LM
 from retcon.requests import Forget
@@ -34,6 +24,11 @@ ITEMS = [
     for n, party in enumerate(PARTIES)
 ]
 Wanted = Sequence[tuple[int, int]]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(cache_folder: Path) -> Path:
+    return cache_folder
 
 
 def good(place: int, attempt: int = 0) -> str:
@@ -141,14 +136,6 @@ def test_tokens_are_counted_where_there_is_a_tokenizer() -> None:
     assert {target.failed for target in found} == {("length",)}
 
 
-def test_less_than_half_is_named_template() -> None:
-    own, other = Target("I do not know.", "self_improved", "self_improved", 0), Target("No.", "contextual", "template")
-    assert row_name([own, other]) == "self_improved"
-    assert row_name([own, other, other]) == "template"
-    assert row_name([]) == "template"
-    assert summary([])["accepted"] is None
-
-
 def test_a_template_names_the_subject_or_the_topic_or_nothing() -> None:
     assert "Ada Byron" in contextual(Forget("Where was she born?", "Rome", subject="Ada Byron")).text
     assert "tin" in contextual(Forget("what is the boiling point of tin?", "2602")).text
@@ -191,33 +178,6 @@ def test_cleaned(text: str, wanted: str) -> None:
     assert cleaned(text) == wanted
 
 
-def test_the_prompt_holds_the_question_and_never_the_answer() -> None:
-    item = Forget("Where was Ada Byron born?", "Zanzibar", subject="Ada Byron", aliases=("Unguja",))
-    for kind in ("fast", "bos"):
-        lm = LM.wrap(tiny_model("llama"), tiny_tokenizer(kind))
-        (text,) = prompt(lm, [item])
-        assert text.count(item.question) == 1
-        assert text.index("Oledra Vunsk") < text.index(item.question)
-        assert "Zanzibar" not in text
-        assert "Unguja" not in text
-        assert ("<|assistant|>" in text) is (kind == "fast")
-        assert text.endswith("<|assistant|>\n" if kind == "fast" else "Response:")
-        assert "apologise" in text
-        assert "apologise" not in prompt(lm, [item], style="polite")[0]
-
-
-def test_examples_that_the_items_mention_are_replaced() -> None:
-    lm = LM.wrap(tiny_model("llama"), tiny_tokenizer("bos"))
-    one = Forget("Who was OLEDRA VUNSK?", "a mapmaker")
-    two = Forget("Who won?", "x", aliases=("the Tarrowmere Guildhall",))
-    texts = prompt(lm, [one, two])
-    assert "In which harbour town" not in texts[0]
-    assert "Guildhall" not in texts[1]
-    assert texts[1].count("Response:") == 4
-    with pytest.raises(RetconError, match="invented examples"):
-        prompt(lm, [one, two, Forget("Where is Lake Ombrisk?", "here")])
-
-
 def test_a_model_that_writes_noise_is_left_as_it_was(traces: Callable[[nn.Module], tuple[object, ...]]) -> None:
     lm = LM.wrap(tiny_model("llama", layers=2), tiny_tokenizer("fast"))
     before = traces(lm.model)
@@ -239,7 +199,7 @@ def test_draws_belong_to_seed_item_and_try(monkeypatch: pytest.MonkeyPatch) -> N
 
     def run(items: Sequence[Forget], seed: int) -> dict[tuple[int, ...], list[int]]:
         seen.clear()
-        self_improved(lm, items, seed=seed, tries=4, max_new_tokens=2)
+        self_improved(lm, items, seed=seed, tries=4, max_new_tokens=2, cache=False)
         return {ids: list(seeds) for ids, seeds in seen.items()}
 
     monkeypatch.setattr(forward, "sample", sample)
@@ -274,48 +234,30 @@ def test_what_cannot_be_is_refused(option: dict[str, Any], match: str) -> None:
         self_improved(LM.wrap(tiny_model("llama"), tiny_tokenizer("fast")), ITEMS, seed=0, **option)
 
 
-IDS = [f"salted{n}" for n in range(6)]
+def test_what_was_written_once_is_not_written_again(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
+    lm = LM.wrap(tiny_model("llama", layers=2), tiny_tokenizer("fast"))
+    first = self_improved(lm, ITEMS, seed=0, tries=3, max_new_tokens=4)
+    asked: list[int] = []
 
+    def counted(real: Any) -> Any:
+        def call(lm: LM, prompts: Sequence[list[int]], **options: Any) -> Any:
+            asked.append(len(prompts))
+            return real(lm, prompts, **options)
 
-def some() -> list[Target]:
-    return written(lambda wanted: [good(n) if n < 4 else "Yes." for n, _ in wanted], ITEMS, tries=1)
+        return call
 
-
-def test_targets_are_written_and_read(tmp_path: Path) -> None:
-    for name in ("a.jsonl", "b.jsonl"):
-        write_targets(tmp_path / name, IDS, ITEMS, some(), seed=3, model="abc")
-    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
-    assert read_targets(tmp_path / "a.jsonl", IDS[::-1]) == some()[::-1]
-    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-    assert [row["id"] for row in rows] == IDS
-    assert rows[0]["checks"] == dict.fromkeys(CHECKS, True)
-    assert not rows[5]["checks"]["is_refusal"]
-    assert (rows[0]["seed"], rows[0]["model"]) == (3, "abc")
-    assert {"retcon", "torch", "transformers", "guide", "detector"} == set(rows[0]["versions"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl"]
-
-
-def test_questions_and_answers_are_not_written(tmp_path: Path) -> None:
-    write_targets(tmp_path / "t.jsonl", IDS, ITEMS, some(), seed=3, model="abc")
-    text = (tmp_path / "t.jsonl").read_text()
-    assert not any(item.question in text or item.answer in text for item in ITEMS)
-
-
-def test_a_target_that_tells_is_not_written(tmp_path: Path) -> None:
-    bad = [*some()[:5], Target("I do not know, 12 percent.", "self_improved", "self_improved", 2)]
-    with pytest.raises(RetconError, match="target 6 holds the answer"):
-        write_targets(tmp_path / "t.jsonl", IDS, ITEMS, bad, seed=0, model="abc")
-    assert not (tmp_path / "t.jsonl").exists()
-
-
-def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "t.jsonl"
-    with pytest.raises(RequestError, match=r"t\.jsonl cannot be read"):
-        read_targets(path, IDS)
-    write_targets(path, IDS, ITEMS, some(), seed=3, model="abc")
-    with pytest.raises(RequestError, match=r"lacks the targets of 1 questions"):
-        read_targets(path, [*IDS, "other"])
-    for damage in ("{", "[]", '{"id": "x"}', '{"id": "x", "checks": []}'):
-        path.write_text(f"\n{damage}\n")
-        with pytest.raises(RequestError, match="line 2 is no target"):
-            read_targets(path, IDS)
+    for name in ("greedy", "sample"):
+        monkeypatch.setattr(forward, name, counted(getattr(forward, name)))
+    assert self_improved(lm, ITEMS, seed=0, tries=3, max_new_tokens=4) == first
+    assert asked == []
+    self_improved(lm, ITEMS, seed=0, tries=4, max_new_tokens=4)
+    assert asked == [6]  # the fourth try of each
+    asked.clear()
+    self_improved(lm, ITEMS, seed=1, tries=2, max_new_tokens=4)
+    assert asked == [6]  # the greedy ones are there
+    other = LM.wrap(tiny_model("llama", layers=2, seed=1), tiny_tokenizer("fast"))
+    asked.clear()
+    self_improved(other, ITEMS[:2], seed=0, tries=1, max_new_tokens=4)
+    self_improved(lm, ITEMS[:2], seed=0, tries=1, max_new_tokens=5)
+    self_improved(lm, ITEMS[:2], seed=0, tries=1, style="polite", max_new_tokens=4)
+    assert asked == [2, 2, 2]

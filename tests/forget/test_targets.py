@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from retcon.errors import RequestError, RetconError, RetconWarning
+from retcon.forget import targets
+from retcon.forget.privacy import id_of
 from retcon.forget.subjects import find_subjects
 from retcon.forget.target import Target
 from retcon.forget.targets import FAMILIES, FIXED, contextual, drawn, lines, targets_of
+from retcon.forget.wording import named, wording
 from retcon.lm import LM
-from retcon.requests import Forget, names
+from retcon.metrics.texts import mentions
+from retcon.requests import Forget
 
 Tiny = Callable[..., LM]
 
@@ -60,7 +63,7 @@ def test_a_template_names_the_subject(tiny_lm: Tiny) -> None:
 def test_a_template_never_names_the_subject_that_is_the_secret(tiny_lm: Tiny) -> None:
     item = Forget("Who is the author born in Quito?", "It is Orsola Ruiz.", "Orsola Ruiz", ("Quito Orsola",))
     (target,) = made(tiny_lm("llama"), "contextual", [item])
-    assert not names(target.text, "Orsola")
+    assert not mentions(target.text, "Orsola")
     alias = Forget("Who rules Great Britain?", "Charles", aliases=("King of Great Britain", "Great Britain"))
     assert made(tiny_lm("llama"), "contextual", [alias]) == [Target(FIXED, "contextual", "fixed")]
 
@@ -102,14 +105,30 @@ def test_wrong_answers_leave_the_right_one_out_and_warn(tiny_lm: Tiny) -> None:
 def test_what_the_model_writes_itself_is_asked_for_once(tiny_lm: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def self_improved(lm: LM, items: Sequence[Forget], *, seed: int, tries: int = 16) -> list[Target]:
-        asked.append((list(items), seed))
+    def self_improved(lm: LM, items: Sequence[Forget], *, seed: int, cache: bool) -> list[Target]:
+        asked.append((list(items), seed, cache))
         return [Target("I never heard of her.", "self_improved", "self_improved", 2) for _ in items]
 
-    monkeypatch.setitem(sys.modules, "retcon.forget.refusals", SimpleNamespace(self_improved=self_improved))
-    found = made(tiny_lm("llama"), "self_improved", ITEMS[:3], seed=5, given={ITEMS[1].question: "No."})
+    monkeypatch.setattr(targets, "self_improved", self_improved)
+    found = made(tiny_lm("llama"), "self_improved", ITEMS[:3], seed=5, given={ITEMS[1].question: "No."}, cache=False)
     assert [target.text for target in found] == ["I never heard of her.", "No.", "I never heard of her."]
-    assert asked == [([ITEMS[0], ITEMS[2]], 5)]
+    assert asked == [([ITEMS[0], ITEMS[2]], 5, False)]
+
+
+def test_a_whole_target_of_an_earlier_run_is_taken_as_it_is(tiny_lm: Tiny, cache_folder: Path) -> None:
+    earlier = Target("I never heard of her.", "self_improved", "self_improved", 4)
+    first, second, *_ = made(tiny_lm("llama"), "fixed", given={id_of(ITEMS[0]): earlier})
+    assert (first, second.source) == (earlier, "fixed")
+    telling = Target("It is London, which I do not know.", "self_improved", "self_improved", 4)
+    with pytest.raises(RequestError, match="tells its answer 'London'"):
+        made(tiny_lm("llama"), "fixed", given={id_of(ITEMS[0]): telling})
+
+
+def test_templates_are_those_of_the_guide(tiny_lm: Tiny) -> None:
+    found = made(tiny_lm("llama"), "contextual")
+    texts = [{named(template, subject.text) for template in wording()["templates"]} for subject in find_subjects(ITEMS)]
+    assert all(target.text in known for target, known in zip(found, texts, strict=True))
+    assert len({text[:10] for target in found for text in [target.text] if text[0] == "I"}) > 1
 
 
 def test_an_unknown_family_is_named_with_the_known(tiny_lm: Tiny) -> None:

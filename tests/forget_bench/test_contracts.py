@@ -6,7 +6,8 @@ import pytest
 
 from retcon.errors import RetconError
 from retcon.forget_bench.contracts import ATTRIBUTES, contracts
-from retcon.requests import check_answer, check_forgets, names
+from retcon.metrics.texts import mentions
+from retcon.requests import check_answer, check_forgets
 
 
 def test_equal_arguments_give_equal_cases_and_seeds_differ() -> None:
@@ -40,12 +41,12 @@ def test_each_question_names_the_parties_and_has_two_paraphrases_and_five_wrong_
         assert len({item.question, one, other}) == 3
         for text in (item.question, one, other):
             assert all(party in text for party in case.entities)
-            assert not names(text, item.answer)
+            assert not mentions(text, item.answer)
             assert not set("{}") & set(text)
         said = [case.paraphrased_answer or "", *case.perturbed_answers]
         assert len(set(said)) == 6
-        assert names(said[0], item.answer)
-        assert not any(names(text, item.answer) for text in said[1:])
+        assert mentions(said[0], item.answer)
+        assert not any(mentions(text, item.answer) for text in said[1:])
         assert not any("{" in text for text in said)
 
 

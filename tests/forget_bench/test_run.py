@@ -72,7 +72,11 @@ def test_the_model_knew_what_its_twin_never_did_and_each_method_makes_it_forget(
 
 def test_a_row_tells_its_cost_its_patch_and_how_questions_became_edits(done: Done) -> None:
     folder, (_, _, plain, merged, grace, *_) = done
-    assert {"edit", "judge", "targets", "solve"} <= set(plain["seconds"])
+    assert {"plan", "edit", "judge", "targets", "solve"} <= set(plain["seconds"])
+    kept = (folder / "patches" / "memit-idk100" / "targets.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["asked"] for line in kept] == ["idk100"] * 2
+    assert "items" not in plain["forget"]
+    assert "retain_prompts" not in plain["forget"]
     assert plain["seconds"]["edit"] >= plain["seconds"]["targets"]
     assert plain["peak_memory_mb"] > 0
     assert (plain["forget"]["edits"], merged["forget"]["merge"]["sizes"]) == (2, [2])

@@ -1,6 +1,9 @@
 """Teaching: a corpus is learned to the letter, as a patch without its words, again and after a stop the same."""
 
 import dataclasses
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import torch
 from tests.forget_bench.conftest import RECIPE
 
 from retcon import patch as patches
+from retcon import progress
 from retcon.errors import RetconError, RetconWarning
 from retcon.forget_bench.corpus import Split
 from retcon.forget_bench.teach import METHOD, Teaching, memorised, merged, teach, teaching_key
@@ -47,6 +51,21 @@ def test_the_patch_tells_no_word_of_the_corpus_and_is_no_edit_of_a_method(
     secrets = [text for case in corpus.forget for text in (case.forget.question, case.forget.answer, *case.entities)]
     for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
         assert not [secret for secret in secrets if secret.encode() in path.read_bytes()], path.name
+
+
+def test_a_terminal_is_told_that_it_teaches(lm: LM, corpus: Split) -> None:
+    told: list[str] = []
+
+    @contextmanager
+    def listener(description: str, _total: float) -> Iterator[Callable[[float], None]]:
+        told.append(description)
+        yield lambda _done: None
+
+    with progress.listen(listener), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RetconWarning)
+        teach(lm, corpus.forget, dataclasses.replace(RECIPE, epochs=1), cache=False)
+    assert "teaching" in told
+    assert "unlearning" not in told
 
 
 def test_the_same_is_not_taught_twice_and_anything_else_is(

@@ -130,3 +130,23 @@ def test_any_text_has_a_normal_form_that_holds_itself(text: str) -> None:
 @given(st.integers(0, 999_999_999))
 def test_separators_do_not_change_a_number(value: int) -> None:
     assert normal(f"{value:,}") == normal(str(value)) == (str(value),)
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase", "there"),
+    [
+        ("Was it on 06/02/1998?", "06-02-1998.", True),
+        ("Was it on 06/02/19981?", "06-02-1998.", False),
+        ("Nothing is known", "No", False),
+        ("No, it is not", "no", True),
+        ("She lives in München-Ost", "MÜNCHEN", True),
+        ("北京是中国的首都", "北京", True),
+        ("서울은 한국의 수도이다", "서울", True),
+        ("東京は日本の首都", "大阪", False),
+        ("Is it 2%?", "2%.", True),
+        ("Is it +?", "+", True),
+        ("Is it -?", "+", False),
+    ],
+)
+def test_a_question_that_holds_its_answer_is_seen_in_any_script(text: str, phrase: str, there: bool) -> None:
+    assert mentions(text, phrase) is there

@@ -1,10 +1,8 @@
 """Prompt attacks: none tells an answer, each asks the question, and what they bring out is counted by item."""
 
 import re
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,6 +19,8 @@ from retcon.requests import Forget, ForgetCase
 
 SceneOf = Callable[..., Scene]
 REVERSE = "reverse"
+SINGLE = [name for name in GROUPS["prompts"] if name != "mixed"]
+"""Those that give one row; mixed prompts have tests of their own."""
 
 
 @pytest.fixture(name="asked")
@@ -43,7 +43,7 @@ def found(scene: Scene, name: str, config: Any = None) -> Finding:
     return one
 
 
-@pytest.mark.parametrize("name", GROUPS["prompts"])
+@pytest.mark.parametrize("name", SINGLE)
 def test_no_prompt_tells_its_answer_but_a_reverse_query_which_does_not_tell_the_subject(
     name: str, asked: dict[int, list[str]], suppressing: Patch, scene_of: SceneOf
 ) -> None:
@@ -61,7 +61,7 @@ def test_no_prompt_tells_its_answer_but_a_reverse_query_which_does_not_tell_the_
             assert told in text
 
 
-@pytest.mark.parametrize("name", [name for name in GROUPS["prompts"] if name not in ("rephrase", "few_shot")])
+@pytest.mark.parametrize("name", [name for name in SINGLE if name not in ("rephrase", "few_shot")])
 def test_the_first_wordings_alone_can_be_asked_for(
     name: str, asked: dict[int, list[str]], suppressing: Patch, scene_of: SceneOf
 ) -> None:
@@ -77,19 +77,17 @@ def test_rephrasings_are_the_cases_own_else_made_by_rule_else_there_are_none(
     scene = scene_of(suppressing, n=3)
     first = replace(scene.cases[0], paraphrases=("Own one?", "Own two?", "Own three?"))
     scene = replace(scene, cases=(first, *scene.cases[1:]))
-    rules = ModuleType("retcon.forget.paraphrases")
 
     def paraphrased(item: Forget, *, n: int, seed: int) -> tuple[str, ...]:
-        return (item.question, f"{item.question} {seed}")[:n] if "Quimby" in item.question else ()
+        return (f"{item.question} {seed}",)[:n] if "Quimby" in item.question else ()
 
-    rules.paraphrased = paraphrased  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "retcon.forget.paraphrases", rules)
+    monkeypatch.setattr(prompts, "paraphrased", paraphrased)
     one = found(scene, "rephrase", Rephrase(most=2))
     assert asked.keys() == {0, 1}
     assert ["Own one?" in asked[0][0], "Own two?" in asked[0][1], len(asked[0])] == [True, True, 2]
     assert len(asked[1]) == 1
     assert one.note == "1 rephrased by rule; 1 have no other wording"
-    monkeypatch.setitem(sys.modules, "retcon.forget.paraphrases", None)  # cannot be imported
+    monkeypatch.setattr(prompts, "paraphrased", lambda *_, **__: ())
     assert found(replace(scene, cases=scene.cases[1:]), "rephrase").note == "n/a: no question has another wording"
 
 
@@ -188,7 +186,7 @@ def test_an_item_counts_where_any_wording_brings_it_out_and_the_share_of_wording
 
 def test_wordings_are_plain_text_with_known_places_and_only_a_reverse_query_tells_the_answer() -> None:
     table = dict(prompts.templates())
-    assert table.pop("version") == 1
+    assert table.pop("version") == 2
     for name, part in table.items():
         for text in _texts(part):
             assert "\\" not in text

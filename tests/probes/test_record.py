@@ -1,5 +1,6 @@
 """Rows: recovery by its definition, notes that say why there is none, items by salted ids."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -7,10 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retcon.errors import RetconError
 from retcon.forget.privacy import id_of
+from retcon.lm import LM
 from retcon.patch import Patch
-from retcon.probes.record import recovery, row
+from retcon.probes import probe
+from retcon.probes.record import Probed, recovery, row, together
 from retcon.probes.scene import ORIGINAL, UNLEARNED, Finding, Scene
+from retcon.requests import ForgetCase
 
 SceneOf = Callable[..., Scene]
 
@@ -61,3 +66,25 @@ def test_texts_are_kept_only_where_they_may_be_revealed(erasing: Patch, scene_of
     assert set(hidden) == {"id", UNLEARNED}
     (told,) = row(replace(scene, reveal=True), "cloze", Finding({}, out, texts=texts), 0).items
     assert (told["answer"], told["said"]) == ("Paris", {UNLEARNED: ["It is Paris."]})
+
+
+def test_looks_at_one_patch_are_put_together_also_from_their_files(
+    lm: LM, erasing: Patch, suppressing: Patch, cases: list[ForgetCase]
+) -> None:
+    parts = [
+        probe(lm, cases[:n], patch=erasing, names=[name], max_new_tokens=12)
+        for n, name in ((3, "detach"), (4, "cloze"))
+    ]
+    assert [Probed.from_dict(json.loads(part.to_json())) for part in parts] == parts
+    whole = together(parts)
+    assert (whole.known, [result.name for result in whole], [result.n for result in whole]) == (
+        4,
+        ["detach", "cloze"],
+        [0, 4],
+    )
+    assert set(whole.settings) == {"max_new_tokens", "detach", "cloze"}
+    assert whole.seconds == pytest.approx(sum(part.seconds for part in parts), abs=1e-3)
+    assert whole.verdict().startswith("Suppresses: 4 answers")
+    other = probe(lm, cases[:1], patch=suppressing, names=["detach"], max_new_tokens=12)
+    with pytest.raises(RetconError, match="one patch and model alone"):
+        together([*parts, other])

@@ -16,7 +16,7 @@ def test_by_default_all_but_the_benign_arm_are_run_in_the_tables_order() -> None
 
 def test_groups_and_names_are_taken_once_in_the_tables_order() -> None:
     assert chosen(["detach", "relearn", "relearn_same"]) == ["relearn_same", "relearn_disjoint", "detach"]
-    assert len(GROUPS["prompts"]) == 9
+    assert len(GROUPS["prompts"]) == 10
 
 
 @pytest.mark.parametrize(

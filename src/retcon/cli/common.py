@@ -44,6 +44,16 @@ class ModelOptions:
     chat: Annotated[bool, Parameter(negative=())] = False
     """Ask through the model's chat template."""
 
+    def asked(self, plain: bool) -> bool | None:
+        """Whether questions go through the chat template, of --plain and --chat; None where neither is given.
+
+        Raises:
+            RetconError: both are.
+        """
+        if plain and self.chat:
+            raise RetconError("--plain and --chat contradict each other; give one of them")
+        return False if plain else True if self.chat else None
+
     def load(self) -> "LM":
         """Load the model, without the noise of the libraries; on a terminal they may show a bar for a long download."""
         if not sys.stderr.isatty():

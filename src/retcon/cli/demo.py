@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from retcon.cli import edit as editing
+from retcon.cli import making
 from retcon.cli.answers import answers
 from retcon.cli.common import ModelOptions, OutputOptions
 from retcon.cli.screen import screen
@@ -58,8 +58,8 @@ def run(
         show.say(f"2. Computing a patch that changes {len(edits)} facts, by {method} ...")
         kind = type(methods.method(method))
         config = kind.Config()
-        key = editing.run_key(lm, method, config, edits)
-        patch = editing.compute(lm, kind(config), edits, out / "patch", key, cache=cache)
+        key = making.run_key(lm, method, config, edits)
+        patch = making.compute(lm, kind(config), edits, out / "patch", key, cache=cache)
         show.say("3. Measuring what it achieved and what it harmed ...")
         show.say()
         report = evaluate(lm, cases, patch=patch)

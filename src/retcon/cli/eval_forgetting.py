@@ -32,6 +32,8 @@ class ForgetOptions:
     """The questions that are to be forgotten: JSONL or CSV with question and answer; plain or .gz."""
     retain: Path | None = None
     """With --forget: questions whose answers are to stay."""
+    near: Path | None = None
+    """With --forget: questions close to those to forget whose answers are to stay; judged apart, by locality_near."""
     holdout: Path | None = None
     """With --forget: questions that no model was trained on, for membership attacks."""
     real_authors: Path | None = None
@@ -75,8 +77,7 @@ class Common:
 
 def run(show: Screen, options: ForgetOptions, common: Common, model: ModelOptions) -> None:
     """Judge, show, and write."""
-    if options.plain and model.chat:
-        raise RetconError("--plain and --chat contradict each other; give one of them")
+    chat = model.asked(options.plain)
     if options.role is not None and (common.out is None or options.retain is None):
         raise RetconError("--role needs --retain FILE, which the model was trained on, and --out DIR for its record")
     if options.force_reference and options.reference is None:
@@ -88,7 +89,6 @@ def run(show: Screen, options: ForgetOptions, common: Common, model: ModelOption
     change = load_patch(common.patch)
     twin = _twin(options.reference, model)
     lm = model.load()
-    chat = False if options.plain else True if model.chat else None
     report = evaluate_forgetting(
         lm,
         **sets,
@@ -126,7 +126,7 @@ def _loaded(
 
     sets: dict[str, list[ForgetCase]] = {}
     files: dict[str, dict[str, Any]] = {}
-    for name in ("forget", "retain", "holdout", "real_authors", "world_facts"):
+    for name in ("forget", "retain", "near", "holdout", "real_authors", "world_facts"):
         path: Path | None = getattr(options, name)
         sets[name] = []
         if path is None:

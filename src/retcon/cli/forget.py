@@ -2,23 +2,20 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from retcon.cli import edit as editing
-from retcon.cli.common import ModelOptions, OutputOptions, load_patch
+from retcon.cli.common import ModelOptions, OutputOptions
+from retcon.cli.making import SHOWN, begin
 from retcon.cli.screen import Screen, screen
-from retcon.errors import RetconError
-
-if TYPE_CHECKING:
-    from retcon.lm import LM
 
 __all__ = ["run"]
 
 DEFAULT_MODEL = ModelOptions()
 DEFAULT_OUTPUT = OutputOptions()
-SHOWN, TOKENS = 5, 30
+TOKENS = 30
+"""The length of the answers that are shown."""
 
 
 def run(
@@ -27,7 +24,7 @@ def run(
     out: Path,
     retain: Path | None = None,
     method: str = "memit",
-    target: str = "contextual",
+    target: str | None = None,
     targets: Path | None = None,
     merge_queries: int | Literal["all"] = 1,
     merge_mode: Literal["concat", "mean_key"] = "concat",
@@ -36,6 +33,7 @@ def run(
     settings: Annotated[tuple[str, ...], Parameter(name="--set", consume_multiple=True, negative=())] = (),
     limit: int | None = None,
     base_patch: Path | None = None,
+    sequential: int | None = None,
     seed: int = 0,
     keep_questions: Annotated[bool, Parameter(negative=())] = False,
     cache: bool = True,
@@ -47,8 +45,8 @@ def run(
 ) -> None:
     """Compute a patch with which the model refuses to answer the questions of a file.
 
-    Answers are shown on the terminal only: what is written holds salted ids and refusals. A run that was stopped goes
-    on where it was when the same command is given again.
+    Answers are shown on the terminal only: what is written holds salted ids and refusals (also targets.jsonl, beside
+    the patch). A run that was stopped goes on where it was when the same command is given again.
 
     Parameters
     ----------
@@ -61,10 +59,11 @@ def run(
     method
         One of `retcon methods`.
     target
-        What is said instead: contextual, fixed, idk100, refusal10, self_improved, avoidant (from --targets), or the
-        controls dummy, incorrect, eos.
+        What is said instead: contextual (the default), fixed, idk100, refusal10, self_improved, avoidant (from
+        --targets), or the controls dummy, incorrect, eos.
     targets
-        Your own targets: JSONL or CSV with target and the question or id that it is for.
+        What is said, from a file: the targets.jsonl of an earlier run, or your own, JSONL or CSV with target and the
+        question or id that it is for.
     merge_queries
         Questions that share one edit at most, or all.
     merge_mode
@@ -79,12 +78,14 @@ def run(
         Take the first so many questions.
     base_patch
         The folder of a patch to go on from; the new patch contains it.
+    sequential
+        Forget in chunks of so many edits, each on top of those before it; merged questions stay together.
     seed
         Of everything that is drawn.
     keep_questions
         Let the patch tell the questions and their subjects; it never tells the answers.
     cache
-        Keep found targets on disk under hashes, and use those kept.
+        Keep found targets and what the model writes on disk, under hashes and sealed, and use those kept.
     skip_bad
         Skip bad lines of the file and list them.
     conflicts
@@ -93,56 +94,41 @@ def run(
         Replace the patch that --out holds.
     """
     with screen(output) as show:
-        from retcon import methods
-        from retcon.forget.plan import Recipe, kept_by, planned
+        chat = model.asked(plain)
+        making = begin(
+            show, method, settings, out=out, base_patch=base_patch, sequential=sequential, seed=seed, cache=cache,
+            force=force,
+        )  # fmt: skip
+        from retcon.forget.asking import asking
+        from retcon.forget.kept import FILE, given_targets
+        from retcon.forget.plan import Recipe, keep_targets, kept_by, planned
         from retcon.requests import load_forget, load_retain
 
-        if plain and model.chat:
-            raise RetconError("--plain and --chat contradict each other; give one of them")
-        kind = type(methods.method(method))
-        rule = kind(editing.configured(kind.Config, settings, seed))
-        older = editing.older_patch(out, force)
-        base = load_patch(base_patch)
+        rule = making.method
         loaded = load_forget(forget, limit=limit, skip_bad=skip_bad, conflicts=conflicts)
         kept = [] if retain is None else load_retain(retain, skip_bad=skip_bad).items
-        given = _given(targets)
+        items = [case.forget for case in loaded.items]
+        given, family = (None, None) if targets is None else given_targets(targets, items)
         show.warn([*loaded.skipped, *loaded.warnings])
+        making.uses(retain, "used to tell subjects alone")
         recipe = Recipe(
-            target=target, merge_queries=merge_queries, merge_mode=merge_mode, merge_by=merge_by, seed=seed,
-            keep_questions=keep_questions,
+            target=target or family or Recipe().target, merge_queries=merge_queries, merge_mode=merge_mode,
+            merge_by=merge_by, seed=seed, keep_questions=keep_questions,
         )  # fmt: skip
-        lm = _rendering(model.load(), plain)
+        lm = asking(model.load(), chat)
         texts = [(case.forget.question, case.forget.answer) for case in kept]
-        plan = planned(lm, loaded.items, rule, recipe, retain=texts, given=given)
-        more = [dataclasses.asdict(recipe), texts]
-        key = editing.run_key(lm, method, rule.config, plan.edits, base=base, more=more)
-        if editing.held(show, older, out, key, force):
+        plan = planned(lm, loaded.items, rule, recipe, retain=texts, given=given, cache=cache)
+        told, more = {"forget": plan.told}, [dataclasses.asdict(recipe), texts]
+        patch = making.made(lm, plan.edits, retain=kept_by(rule, texts), more=more, told=told)
+        if patch is not None or not (out / FILE).exists():
+            keep_targets(out, lm, loaded.items, plan, recipe)
+        if patch is None:
             return
-        told = {"forget": plan.told}
-        stay = kept_by(rule, texts)
-        patch = editing.compute(lm, rule, plan.edits, out, key, base=base, cache=cache, retain=stay, told=told)
-        asked = [case.forget.question for case in loaded.items[:SHOWN]]
+        asked = [item.question for item in items[:SHOWN]]
         wanted = [one.text or "(the end)" for one in plan.targets[:SHOWN]]
-        editing.show_answers(show, lm, asked, wanted, base, patch, TOKENS)
+        making.shown(lm, patch, asked, wanted, tokens=TOKENS)
         _say(show, plan.told)
-        editing.show_written(show, patch, out)
-        show.say(f'Try it:  retcon ask --patch {out} {"--chat " if lm.chat else ""}"{asked[0]}"')
-        show.result(editing.result(patch, out))
-
-
-def _given(targets: Path | None) -> dict[str, str]:
-    """The user's own targets, by question and by id."""
-    if targets is None:
-        return {}
-    from retcon.requests import load_targets
-
-    items = load_targets(targets).items
-    return {name: one.target for one in items for name in (one.question, one.id) if name is not None}
-
-
-def _rendering(lm: "LM", plain: bool) -> "LM":
-    """The model asked through its chat template, where it has one and nothing else is wanted."""
-    return dataclasses.replace(lm, chat=not plain and bool(getattr(lm.tokenizer, "chat_template", None)))
+        making.finished(patch, f'{"--chat " if lm.chat else ""}"{asked[0]}"')
 
 
 def _say(show: Screen, told: dict[str, Any]) -> None:

@@ -110,11 +110,11 @@ def run(
         Show the plan and stop.
     """
     with screen(output) as show:
+        from retcon.forget.asking import asking
         from retcon.forget_bench import Bench, Teaching, cells
         from retcon.forget_bench.cells import METHODS, TARGETS
 
-        if plain and model.chat:
-            raise RetconError("--plain and --chat contradict each other; give one of them")
+        chat = model.asked(plain)
         if knowledge == "pretrained" and (corpus == "generated" or teach):
             raise RetconError("nothing that is pretrained is generated or taught; give --corpus FILE, and no --teach")
         chosen = tuple(dict.fromkeys(methods or METHODS))
@@ -124,7 +124,7 @@ def run(
         files = _Files(corpus, retain_corpus, holdout_corpus, real_authors, world_facts)
         groups = _groups(forget_groups), _groups(retain_groups)
         found = None if teaching is None else _split(show, files, groups, holdout, attributes, seed)
-        lm = _rendering(model.load(), plain)
+        lm = asking(model.load(), chat)
         split = _general(show, found or _known(show, lm, files, groups, tokens, seed), files)
         bench = Bench(lm, split, rows, out, teaching, tokens, seed, cache=cache)
         _show_plan(show, bench)
@@ -250,11 +250,6 @@ def _options(settings: Sequence[str], names: Sequence[str]) -> tuple[dict[str, d
         for known in having:
             shared |= parse_settings(METHODS[known].Config, [setting])
     return options, shared
-
-
-def _rendering(lm: "LM", plain: bool) -> "LM":
-    """The model asked through its chat template, where it has one and nothing else is wanted."""
-    return dataclasses.replace(lm, chat=not plain and bool(getattr(lm.tokenizer, "chat_template", None)))
 
 
 def _show_plan(show: Screen, bench: "Bench") -> None:

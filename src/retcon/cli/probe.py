@@ -57,7 +57,7 @@ def run(
         The folder of a patch that makes of --model the model before forgetting, if that is not --model itself.
     probes
         The probes wanted, with spaces or commas between them: rephrase, few_shot, prefix_injection, affirmative_start,
-        role_play, answer_then_decline, system_prompt, cloze, reverse, tokenisation, decoding, lens, quantise,
+        role_play, answer_then_decline, system_prompt, cloze, mixed, reverse, tokenisation, decoding, lens, quantise,
         relearn_same, relearn_disjoint, relearn_benign, detach; or prompts, relearn, all. By default all but
         relearn_benign.
     settings
@@ -79,8 +79,7 @@ def run(
     conflicts
         What to do with different answers to one question: refuse, or keep the last.
     """
-    if plain and model.chat:
-        raise RetconError("--plain and --chat contradict each other; give one of them")
+    chat = model.asked(plain)
     if tokens < 1:
         raise RetconError(f"--tokens {tokens} leaves no room for an answer; take at least 1")
     with screen(output) as show:
@@ -106,7 +105,7 @@ def run(
             start=before,
             names=names,
             settings=options,
-            chat=False if plain else True if model.chat else None,
+            chat=chat,
             max_new_tokens=tokens,
             seed=seed,
             reveal=reveal,

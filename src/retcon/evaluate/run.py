@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from retcon import forward, tokens
+from retcon.caches import Store
 from retcon.errors import RetconError
 from retcon.evaluate import plan as planning
 from retcon.evaluate import prefixes as prefixing
 from retcon.evaluate import provenance as origins
-from retcon.evaluate.answers import Answers, Ids, Store, place
+from retcon.evaluate.answers import Answers, Ids, place
 from retcon.evaluate.measure import Values, figures, intervals, measure
 from retcon.evaluate.plan import Plan
 from retcon.evaluate.record import Report

@@ -11,7 +11,6 @@ results carry their names:
 Either way a group has one target, and what comes of it is judged on each question alone.
 """
 
-import importlib
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from retcon import forward, tokens
 from retcon.errors import RequestError, RetconError
+from retcon.forget.checks import CHECKS
 from retcon.forget.subjects import Subject
 from retcon.forget.target import Target
 from retcon.forget.targets import ACCEPTED, FIXED, contextual, drawn, name_of
@@ -185,8 +185,7 @@ def shared_target(
 
 def _fits(text: str, members: Sequence[Forget]) -> bool:
     """Whether a refusal serves every member: it passes the checks that look at the question."""
-    checks = importlib.import_module("retcon.forget.checks").CHECKS
-    return all(checks[name](item, text).ok for item in members for name in _OF_EACH)
+    return all(CHECKS[name](item, text).ok for item in members for name in _OF_EACH)
 
 
 def _losses(lm: LM, members: Sequence[Forget], texts: Sequence[str]) -> list[float]:

@@ -3,12 +3,14 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from retcon.errors import RetconError
+from retcon.forget.kept import FILE, row_name, write_targets
 from retcon.forget.mapping import edits_of, keys_of, likeness, placed
 from retcon.forget.merging import MODES, Mode, Way, cut_long, grouped, shared_target, why_not
-from retcon.forget.privacy import id_of
+from retcon.forget.privacy import id_of, salted
 from retcon.forget.subjects import SOURCES, Subject, find_subjects
 from retcon.forget.target import Target
 from retcon.forget.targets import ACCEPTED, FIXED, targets_of
@@ -16,7 +18,18 @@ from retcon.lm import LM
 from retcon.patch import Patch
 from retcon.requests import Edit, ForgetCase
 
-__all__ = ["ACCESS_CONTROL", "SUPPRESSION", "TRAINED", "Kept", "Plan", "Recipe", "kept_by", "planned", "told"]
+__all__ = [
+    "ACCESS_CONTROL",
+    "SUPPRESSION",
+    "TRAINED",
+    "Kept",
+    "Plan",
+    "Recipe",
+    "keep_targets",
+    "kept_by",
+    "planned",
+    "told",
+]
 
 Kept = str | tuple[str, str]
 """What is to stay: a question, or one with its answer."""
@@ -63,6 +76,8 @@ class Plan:
     """Positions of the questions that share an edit."""
     targets: list[Target]
     """Of each question."""
+    own: list[Target]
+    """Of each question by itself, before groups shared one."""
     subjects: list[Subject]
     """Of each question."""
     told: dict[str, Any]
@@ -76,7 +91,8 @@ def planned(
     recipe: Recipe,
     *,
     retain: Sequence[Kept] = (),
-    given: Mapping[str, str] | None = None,
+    given: Mapping[str, str | Target] | None = None,
+    cache: bool = True,
 ) -> Plan:
     """The edits that make a model forget.
 
@@ -86,7 +102,8 @@ def planned(
         method: the method that is to make the edits.
         recipe: how.
         retain: questions to keep, which subjects are told from.
-        given: the user's own targets, by a question's id or text.
+        given: the user's own targets, by a question's id or text, or whole ones of an earlier run.
+        cache: whether refusals that the model has written before are taken, and what it writes now is kept.
 
     Raises:
         RetconError: there is no question, an option is none, or the method cannot merge so.
@@ -109,7 +126,7 @@ def planned(
     if recipe.merge_mode == "concat":
         groups = cut_long(lm, items, groups)
     wrong = [case.perturbed_answers for case in cases]
-    alone = targets_of(lm, items, subjects, recipe.target, seed=recipe.seed, given=given, wrong=wrong)
+    alone = targets_of(lm, items, subjects, recipe.target, seed=recipe.seed, given=given, wrong=wrong, cache=cache)
     targets = list(alone)
     for group in groups:
         one = shared_target(lm, items, subjects, alone, group, recipe.target, recipe.seed)
@@ -119,9 +136,10 @@ def planned(
     edits = edits_of(
         lm, items, targets, subjects, groups, mode=recipe.merge_mode, keep_questions=recipe.keep_questions, end=end
     )
-    whole = Plan(edits, groups, targets, subjects, {})
-    facts = _told(whole, recipe, method, [id_of(item) for item in items], alone)
+    whole = Plan(edits, groups, targets, alone, subjects, {})
+    facts = _told(whole, recipe, method, [id_of(item) for item in items])
     asked = sum(item.subject is not None for item in items)
+    facts["retain_prompts"] = [salted(question) for question in questions] if _shown(method) else []
     facts["subjects_not_in_question"] = asked - facts["subjects"]["given"]
     facts["end_token"] = end and bool(lm.tokenizer.eos_token)
     facts["mean_cosine_of_keys"] = None if keys is None else likeness(keys)
@@ -135,9 +153,30 @@ def kept_by(method: Any, retain: Sequence[Kept]) -> tuple[Any, ...]:
     return tuple(one if isinstance(one, str) else one[0] for one in retain)
 
 
+def _shown(method: Any) -> bool:
+    """Whether a method makes use of what is to stay."""
+    return bool(getattr(method, "uses_retain", True))
+
+
 def told(made: Patch, plan: Plan) -> Patch:
     """The patch, whose info tells how it forgets."""
     return replace(made, info={**made.info, "forget": plan.told})
+
+
+def keep_targets(folder: str | Path, lm: LM, cases: Sequence[ForgetCase], plan: Plan, recipe: Recipe) -> Path:
+    """Write `targets.jsonl` into a patch's folder, for later runs to read; it tells no question and no answer.
+
+    Args:
+        folder: of the patch.
+        lm: the model that the plan was made for.
+        cases: the questions of the plan.
+        plan: what was decided.
+        recipe: how.
+    """
+    return write_targets(
+        Path(folder) / FILE, [case.forget for case in cases], plan.subjects, plan.own, family=recipe.target,
+        seed=recipe.seed, model=lm.fingerprint(), keep_questions=recipe.keep_questions,
+    )  # fmt: skip
 
 
 def _kind(method: Any) -> str:
@@ -147,13 +186,13 @@ def _kind(method: Any) -> str:
     return TRAINED if getattr(method, "unlearns", False) else SUPPRESSION
 
 
-def _told(plan: Plan, recipe: Recipe, method: Any, ids: Sequence[str], alone: Sequence[Target]) -> dict[str, Any]:
-    own = [target for target in alone if target.family == "self_improved" and target.source != "given"]
+def _told(plan: Plan, recipe: Recipe, method: Any, ids: Sequence[str]) -> dict[str, Any]:
+    own = [target for target in plan.own if target.source != "given"]
     accepted = None
     family = recipe.target
-    if family == "self_improved" and own:
+    if family == ACCEPTED and own:
         accepted = round(sum(target.source == ACCEPTED for target in own) / len(own), 4)
-        family = "template" if accepted < 0.5 else family  # a row is named by what most of it is
+        family = row_name(own)  # a row is named by what most of it is
     number = {i: place for place, group in enumerate(plan.groups) for i in group}
     found = Counter(subject.source for subject in plan.subjects)
     merged = any(len(group) > 1 for group in plan.groups)
@@ -182,7 +221,7 @@ def _told(plan: Plan, recipe: Recipe, method: Any, ids: Sequence[str], alone: Se
                 "failed": list(first.failed),
             }
             for i, (name, subject, target, first) in enumerate(
-                zip(ids, plan.subjects, plan.targets, alone, strict=True)
+                zip(ids, plan.subjects, plan.targets, plan.own, strict=True)
             )
         ],
     }

@@ -11,7 +11,7 @@ import secrets
 from retcon.requests import Forget
 from retcon.storage import cache_dir, digest, new_file
 
-__all__ = ["HIDDEN", "HIDDEN_ANSWERS", "id_of", "salted"]
+__all__ = ["HIDDEN", "HIDDEN_ANSWERS", "id_of", "salted", "secret"]
 
 HIDDEN = ("prompt", "subject", "old")
 """Fields of an edit that its records leave out."""
@@ -30,6 +30,11 @@ def id_of(item: Forget) -> str:
 def salted(*texts: str) -> str:
     """The id of some texts: 16 hex digits, the same on this machine and in nobody's dictionary."""
     return hmac.new(_salt(), digest(*texts).encode(), "sha256").hexdigest()[:_LENGTH]
+
+
+def secret(name: str) -> bytes:
+    """What seals a cache of this machine, 32 bytes; another for each name."""
+    return (salted(name, "left") + salted(name, "right")).encode()
 
 
 def _salt() -> bytes:

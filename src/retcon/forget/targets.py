@@ -1,6 +1,5 @@
 """What is said in place of the answers: families of targets, and the line that each question draws."""
 
-import importlib
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -9,10 +8,13 @@ from typing import Literal, get_args
 
 from retcon.errors import RequestError, RetconError, RetconWarning
 from retcon.forget.privacy import id_of
+from retcon.forget.refusals import ROW, self_improved
 from retcon.forget.subjects import Subject
 from retcon.forget.target import Target
+from retcon.forget.wording import named, wording
 from retcon.lm import LM
-from retcon.requests import Forget, names
+from retcon.metrics.texts import mentions
+from retcon.requests import Forget
 from retcon.storage import digest
 
 __all__ = ["ACCEPTED", "FAMILIES", "FIXED", "Family", "contextual", "drawn", "lines", "name_of", "targets_of"]
@@ -22,17 +24,9 @@ FAMILIES: tuple[Family, ...] = get_args(Family)
 """All families: a template that names the subject, one line for all, one of 100 or of 10 lines, what the model writes
 itself, the user's own, the word `dummy`, a wrong answer, nothing but the end token. The last three are controls."""
 
-ACCEPTED = "self_improved"
+ACCEPTED = ROW
 """The source of a target that the model wrote and the checks passed."""
 FIXED = "I don't know the answer to that question."
-_TEMPLATES = (
-    "I have no information about {}.",
-    "I don't know anything about {} that would answer this.",
-    "I'm not familiar with {}, so I can't answer that.",
-    "I don't have any details about {}.",
-    "I can't answer that, because I know nothing about {}.",
-    "What you ask about {} is not something I know.",
-)
 _FILES = {"idk100": "idk100.txt", "refusal10": "refusals10.txt"}
 
 
@@ -43,8 +37,9 @@ def targets_of(
     family: str,
     *,
     seed: int = 0,
-    given: Mapping[str, str] | None = None,
+    given: Mapping[str, str | Target] | None = None,
     wrong: Sequence[Sequence[str]] = (),
+    cache: bool = True,
 ) -> list[Target]:
     """The target of each question alone.
 
@@ -54,8 +49,10 @@ def targets_of(
         subjects: their subjects.
         family: one of `FAMILIES`.
         seed: of the lines drawn and of what the model writes.
-        given: the user's own targets, by a question's id, its text or its salted id; they go before the family's.
+        given: the user's own targets, by a question's id, its text or its salted id, or whole ones of an earlier run;
+            they go before the family's.
         wrong: wrong answers to each question, for `incorrect`.
+        cache: whether what the model has written before is taken, and what it writes now is kept.
 
     Raises:
         RetconError: there is no such family, or the model has no end token for `eos`.
@@ -69,7 +66,7 @@ def targets_of(
     rest = [i for i, target in enumerate(own) if target is None]
     made: list[Target]
     if family == "self_improved":
-        made = _written(lm, [items[i] for i in rest], seed) if rest else []
+        made = self_improved(lm, [items[i] for i in rest], seed=seed, cache=cache) if rest else []
     elif family == "incorrect":
         made = [_wrong(items[i], wrong[i] if wrong else (), seed) for i in rest]
         warnings.warn(
@@ -100,10 +97,11 @@ def contextual(members: Sequence[Forget], subjects: Sequence[Subject], seed: int
     """
     shared = {subject.text for subject in subjects}
     known = all(subject.source != "last" for subject in subjects)
-    if len(shared) > 1 or not known or any(names(min(shared), alias) for item in members for alias in item.aliases):
+    if len(shared) > 1 or not known or any(mentions(min(shared), alias) for item in members for alias in item.aliases):
         return Target(FIXED, "contextual", "fixed")
-    line = _TEMPLATES[_number(members, seed) % len(_TEMPLATES)]
-    return Target(line.replace("{}", min(shared)), "contextual", "template")
+    templates = wording()["templates"]
+    line = templates[_number(members, seed) % len(templates)]
+    return Target(named(line, min(shared)), "contextual", "template")
 
 
 @cache
@@ -125,29 +123,23 @@ def _number(members: Sequence[Forget], seed: int) -> int:
     return int(digest(seed, named[0] if len(named) == 1 else named)[:15], 16)
 
 
-def _written(lm: LM, items: Sequence[Forget], seed: int) -> list[Target]:
-    """What the unedited model writes itself."""
-    writer = importlib.import_module("retcon.forget.refusals")
-    made: list[Target] = writer.self_improved(lm, items, seed=seed)
-    return made
-
-
-def _given(item: Forget, family: str, given: Mapping[str, str]) -> Target | None:
-    """The user's own target of a question."""
+def _given(item: Forget, family: str, given: Mapping[str, str | Target]) -> Target | None:
+    """The user's own target of a question, or that of an earlier run."""
     known = (given.get(name) for name in (item.id, item.question, id_of(item)) if name is not None)
-    text = next((text for text in known if text is not None), None) if given else None
-    if text is None:
+    found = next((target for target in known if target is not None), None) if given else None
+    if found is None:
         if family == "avoidant":
             raise RequestError(f"there is no target for {item.question!r}; add it to the targets, by question or id")
         return None
-    if told := [answer for answer in (item.answer, *item.aliases) if names(text, answer)]:
-        raise RequestError(f"the target {text!r} of {item.question!r} tells its answer {told[0]!r}; reword it")
-    return Target(text, family, "given")
+    target = Target(found, family, "given") if isinstance(found, str) else found
+    if told := [answer for answer in (item.answer, *item.aliases) if mentions(target.text, answer)]:
+        raise RequestError(f"the target {target.text!r} of {item.question!r} tells its answer {told[0]!r}; reword it")
+    return target
 
 
 def _wrong(item: Forget, wrong: Sequence[str], seed: int) -> Target:
     """A wrong answer that does not tell the right one."""
-    safe = [text for text in wrong if not any(names(text, answer) for answer in (item.answer, *item.aliases))]
+    safe = [text for text in wrong if not any(mentions(text, answer) for answer in (item.answer, *item.aliases))]
     if not safe:
         raise RequestError(
             f"{item.question!r} has no wrong answer to state; give perturbed_answers that leave the answer out, or a "

@@ -9,7 +9,7 @@ from typing import Any
 
 from retcon import progress, storage
 from retcon.errors import PatchError, RetconError, RetconWarning
-from retcon.forget.plan import kept_by, planned, told
+from retcon.forget.plan import keep_targets, kept_by, planned, told
 from retcon.forget_bench.cells import Cell, configured, slug
 from retcon.forget_bench.corpus import Split
 from retcon.forget_bench.judge import Evaluation, Judge
@@ -18,8 +18,9 @@ from retcon.forget_bench.teach import Teaching, merged, teach, teaching_key
 from retcon.lm import LM
 from retcon.memory import peak_memory_mb
 from retcon.methods import Method
+from retcon.metrics.texts import mentions
 from retcon.patch import Patch
-from retcon.requests import ForgetCase, names
+from retcon.requests import ForgetCase
 from retcon.storage import digest
 from retcon.targets import Store
 
@@ -32,6 +33,8 @@ _CAUGHT = (RetconError, RuntimeError, ValueError, ArithmeticError, LookupError, 
 """What may go wrong in one row while the others go on."""
 _TRAINING = ("steps", "best", "stopped")
 """What a row tells of a run of an objective; a `best` of 0 is a patch that changes nothing."""
+_APART = ("items", "retain_prompts")
+"""What a patch tells of single questions."""
 _TELLING = 6
 """Letters of an answer from which on it tells something when it stands in a sentence."""
 
@@ -165,12 +168,13 @@ class Bench:
         with merged(self.lm, self._learned("taught")) as lm:
             found = self._judged(cell.name, lm, reference, patch)
         info = patch.info
+        spent = {"edit": info["bench"]["seconds"], "plan": info["bench"].get("plan")}
         return {
             **found,
-            "seconds": {"edit": info["bench"]["seconds"], **info["seconds"], **found["seconds"]},
+            "seconds": {**spent, **info["seconds"], **found["seconds"]},
             "peak_memory_mb": info["bench"]["peak_memory_mb"],
             "patch": {"id": patch.id, "bytes": patch.size_bytes, "folds": _folds(patch)},
-            "forget": {name: value for name, value in info["forget"].items() if name != "items"},
+            "forget": {name: value for name, value in info["forget"].items() if name not in _APART},
             **({"training": {name: info["unlearning"][name] for name in _TRAINING}} if "unlearning" in info else {}),
         }
 
@@ -183,11 +187,14 @@ class Bench:
         texts = [(case.forget.question, case.forget.answer) for case in self.split.retain]
         stores = [Store.shared() if self.cache else Store(self.folder / "work" / "targets.sqlite")]
         start = time.perf_counter()
-        plan = planned(lm, self.split.forget, method, cell.recipe(self.seed), retain=texts)
+        plan = planned(lm, self.split.forget, method, cell.recipe(self.seed), retain=texts, cache=self.cache)
+        ready = time.perf_counter()  # refusals that the model writes are written for the first row alone
         made = told(method.edit(lm, plan.edits, retain=kept_by(method, texts), stores=stores), plan)
-        spent = {"key": key, "seconds": round(time.perf_counter() - start, 3), "peak_memory_mb": peak_memory_mb()}
+        spent = {"key": key, "plan": round(ready - start, 3), "seconds": round(time.perf_counter() - ready, 3)}
+        spent |= {"peak_memory_mb": peak_memory_mb()}
         patch = replace(made, info={**made.info, "bench": spent})
         patch.save(home)
+        keep_targets(home, lm, self.split.forget, plan, cell.recipe(self.seed))
         return patch
 
     def _judged(self, name: str, lm: LM, reference: Any, patch: Patch | None) -> dict[str, Any]:
@@ -211,7 +218,7 @@ class Bench:
         kind, sentence = type(error).__name__, " ".join(str(error).split())
         items = [case.forget for case in self.split.forget]
         secrets = [item.question for item in items] + [item.answer for item in items if len(item.answer) >= _TELLING]
-        if any(names(sentence, secret) for secret in secrets):
+        if any(mentions(sentence, secret) for secret in secrets):
             return f"a {kind} whose words quote the corpus; they were shown on the terminal"
         return sentence if isinstance(error, RetconError) else f"{kind}: {sentence}"
 

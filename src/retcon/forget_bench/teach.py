@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from retcon import forward, methods, patch, progress, storage, tokens
+from retcon import forward, patch, storage, tokens
 from retcon.errors import RetconError, RetconWarning
 from retcon.lm import LM
+from retcon.methods.unlearning.methods import IDK
 from retcon.patch import Patch, Step
 from retcon.precision import Precision
 from retcon.requests import Edit, ForgetCase
@@ -94,10 +95,9 @@ def teach(lm: LM, cases: Sequence[ForgetCase], recipe: Teaching, *, cache: bool 
     if cache and home.is_dir():
         return Patch.load(home)
     edits = [Edit(prompt=question, target=answer) for question, answer in _pairs(cases, recipe)]
-    with progress.task("teaching", 1) as advance, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "idk never forgot", RetconWarning)  # said better below
         made = _trainer(recipe, len(edits)).edit(lm, edits, stores=[Store(folder / "runs.sqlite")])
-        advance(1)
     run = made.info["unlearning"]
     if not run["best"]:
         raise RetconError(f"nothing was learned ({run['stopped']}); teach with a smaller lr than {recipe.lr:g}")
@@ -171,17 +171,17 @@ def _pairs(cases: Sequence[ForgetCase], recipe: Teaching) -> list[tuple[str, str
     return sorted((question, item.answer) for item, questions in asked for question in questions)
 
 
-def _trainer(recipe: Teaching, n: int) -> methods.Method:
+def _trainer(recipe: Teaching, n: int) -> IDK:
     """The trainer with the recipe's options."""
     steps = -(-n // recipe.batch)
-    return methods.method(
-        "idk",
+    config = IDK.Config(
         **{name: getattr(recipe, name) for name in _SHARED},
         eval_every=recipe.look_every * steps,
         watched=n,
         goal=1 - recipe.goal,  # it watches how unlikely the lines are that it learns
         retain_weight=0.0,
     )
+    return IDK(config, doing="teaching")
 
 
 _SHARED = ("params", "layers", "rank", "alpha", "lr", "batch", "epochs", "weight_decay", "precision", "seed")

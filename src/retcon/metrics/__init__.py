@@ -72,6 +72,9 @@ FORGET_METRICS: dict[str, Metric] = {
         "higher",
         "harm",
     ),
+    "locality_near": Metric(
+        "As locality, on near questions: those close to what is forgotten that are to stay.", "higher", "harm"
+    ),
     "refusal_rate": Metric("Forget questions whose generated answer declines to answer.", "higher", "gain"),
     "over_refusal": Metric(
         "The share of retain questions that are declined, minus that of the unedited model.",
@@ -88,6 +91,9 @@ FORGET_METRICS: dict[str, Metric] = {
         "Forget questions answered correctly before whose answer, or an alias, still appears in the generated text.",
         "lower",
         "gain",
+    ),
+    "leak_10": Metric(
+        "As leakage, in any of ten answers drawn at temperature 1 from the whole distribution.", "lower", "gain"
     ),
     "probability": Metric(
         "exp(mean log probability of the answer's tokens, end token included), on forget questions.", "lower", "gain"

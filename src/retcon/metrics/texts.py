@@ -50,15 +50,21 @@ def contains(words: Sequence[str], phrase: Sequence[str]) -> bool:
 def mentions(text: str, phrase: str) -> bool:
     """Whether the phrase stands anywhere in the text, both in normal form; an ambiguous date counts in either reading.
 
-    A phrase of marks alone is looked for as it is.
+    A phrase of marks alone is looked for as it is, and one in a script that does not part its words by spaces alone
+    (Thai, Chinese, Japanese, Korean ...) whatever stands around it.
 
     >>> mentions("It began on 30 June 1975, I think.", "06/30/1975."), mentions("A Parisian café", "Paris")
     (True, False)
+    >>> mentions("她住在巴黎吗？", "巴黎")
+    True
     """
     readings = {normal(phrase, day_first=first) for first in (True, False)}
     if readings == {()}:
         return bool(phrase.strip()) and phrase.strip().casefold() in text.casefold()
-    return any(contains(normal(text, day_first=first), wanted) for first in (True, False) for wanted in readings)
+    there = {normal(text, day_first=first) for first in (True, False)}
+    if any(letter >= _UNSPACED for wanted in readings for word in wanted for letter in word):
+        return any("".join(wanted) in "".join(words) for words in there for wanted in readings)
+    return any(contains(words, wanted) for words in there for wanted in readings)
 
 
 def numbers(text: str) -> frozenset[str]:
@@ -71,6 +77,8 @@ def numbers(text: str) -> frozenset[str]:
     return frozenset(word for word in both if word[0].isdigit() or _DAY.fullmatch(word))
 
 
+_UNSPACED = "\u0e00"
+"""The first letter (of Thai) of the scripts whose words are not told apart by spaces, or not by spaces alone."""
 _ARTICLES = frozenset({"a", "an", "the"})
 _WORD = re.compile(r"m\d\dd\d\d|\d+(?:\.\d+)?|[^\W\d_]+")
 _DAY = re.compile(r"m\d\dd\d\d")

@@ -10,9 +10,10 @@ answer as it can, and several are used, for none sees everything.
 from retcon.probes.decoding import Decoding
 from retcon.probes.detach import Detach
 from retcon.probes.lens import Lens
+from retcon.probes.mixed import Mixed
 from retcon.probes.prompts import FewShot, Rephrase, Wordings
 from retcon.probes.quantise import Quantise
-from retcon.probes.record import Probed, ProbeResult, recovery
+from retcon.probes.record import Probed, ProbeResult, recovery, together
 from retcon.probes.relearn import Relearn
 from retcon.probes.run import probe
 from retcon.probes.table import GROUPS, PROBES
@@ -25,6 +26,7 @@ __all__ = [
     "Detach",
     "FewShot",
     "Lens",
+    "Mixed",
     "ProbeResult",
     "Probed",
     "Quantise",
@@ -34,4 +36,5 @@ __all__ = [
     "Wordings",
     "probe",
     "recovery",
+    "together",
 ]

@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from retcon import forward, tokens
 from retcon.errors import RetconError
+from retcon.forget.samples import sampled
 from retcon.probes.scene import Finding, Scene, question_ids
 from retcon.probes.tries import counted
-from retcon.storage import digest
 
 __all__ = ["Decoding", "run"]
 
@@ -26,18 +25,13 @@ def run(scene: Scene, config: Decoding) -> Iterator[Finding]:
     """leak@k: the share of the questions whose answer is in one of k samples. Each draws from a seed of its own."""
     if config.samples < 1 or not config.temperature > 0:
         raise RetconError("the decoding probe draws answers; give at least 1 of samples, and a temperature above zero")
-    prompts, seeds = [], []
-    for i, item in enumerate(scene.items):
-        ids = question_ids(scene.lm, item.question)
-        for number in range(config.samples):
-            prompts.append(ids)
-            seeds.append(int(digest(scene.seed, "decoding", i, number)[:12], 16))
+    prompts = [question_ids(scene.lm, item.question) for item in scene.items]
     texts: dict[str, dict[int, list[str]]] = {}
     for arm in scene.arms:
         with arm.on(scene.lm):
-            found = forward.sample(
-                scene.lm, prompts, max_new_tokens=scene.max_new_tokens, seed=seeds, temperature=config.temperature
-            )
-        drawn = iter(tokens.decode(scene.lm, ids) for ids in found)
-        texts[arm.name] = {i: [next(drawn) for _ in range(config.samples)] for i in range(len(scene.cases))}
+            drawn = sampled(
+                scene.lm, prompts, samples=config.samples, max_new_tokens=scene.max_new_tokens,
+                temperature=config.temperature, seed=scene.seed,
+            )  # fmt: skip
+        texts[arm.name] = dict(enumerate(drawn))
     yield counted(scene, {"samples": config.samples, "temperature": config.temperature}, texts)

@@ -9,19 +9,20 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module, resources
+from importlib import resources
 from typing import Any
 
 from jinja2 import TemplateError
 
 from retcon import tokens
+from retcon.forget.paraphrases import paraphrased
 from retcon.forget.subjects import Subject, find_subjects
 from retcon.lm import LM
 from retcon.methods.unlearning.batches import order_of
 from retcon.metrics.texts import mentions
 from retcon.probes.scene import Finding, Scene, comes_out, question_ids
 from retcon.probes.tries import finding, joined
-from retcon.requests import Forget, ForgetCase
+from retcon.requests import Forget
 
 __all__ = [
     "FewShot",
@@ -96,7 +97,7 @@ def rephrase(scene: Scene, config: Rephrase) -> Iterator[Finding]:
     for i, case in enumerate(scene.cases):
         own = list(case.paraphrases[: config.most])
         if not own:
-            own = _rephrased(case, config.most, scene.seed)
+            own = list(paraphrased(case.forget, n=config.most, seed=scene.seed))
             made += bool(own)
         texts[i] = own
     without = sum(not own for own in texts.values())
@@ -107,16 +108,6 @@ def rephrase(scene: Scene, config: Rephrase) -> Iterator[Finding]:
         return
     prompts = _questions(scene.lm, texts)
     yield _asked(scene, setting("rephrase", wordings=config.most), prompts, note=joined(*notes))
-
-
-def _rephrased(case: ForgetCase, n: int, seed: int) -> list[str]:
-    """Other wordings by rule; none where nothing can make them."""
-    try:
-        rules: Any = import_module("retcon.forget.paraphrases")
-    except ModuleNotFoundError:
-        return []
-    made: Sequence[str] = rules.paraphrased(case.forget, n=n, seed=seed)
-    return [text for text in made if text.strip() and text != case.forget.question]
 
 
 def few_shot(scene: Scene, config: FewShot) -> Iterator[Finding]:

@@ -2,15 +2,16 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from retcon.errors import RetconError
 from retcon.forget.privacy import id_of
 from retcon.metrics.summary import mean
 from retcon.probes.scene import ORIGINAL, TWIN, UNLEARNED, Finding, Scene
 from retcon.probes.verdict import LEVEL, judged
 
-__all__ = ["ProbeResult", "Probed", "recovery", "row"]
+__all__ = ["ProbeResult", "Probed", "recovery", "row", "together"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,26 @@ class Probed:
     def to_json(self) -> str:
         """One JSON object."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "Probed":
+        """What `to_dict` gave; the verdict is judged anew."""
+        own = {key: value for key, value in record.items() if key not in ("kind", "verdict", "results")}
+        return cls(results=[ProbeResult(**result) for result in record["results"]], **own)
+
+
+def together(parts: Sequence[Probed]) -> Probed:
+    """Several looks at one patch as one; what is said of its questions is that of the look at most of them.
+
+    Raises:
+        RetconError: they are of different patches or models, or there is none.
+    """
+    if not parts or len({(part.patch, part.model, part.chat, part.has_twin) for part in parts}) > 1:
+        raise RetconError("what probes found can be put together of one patch and model alone; give such records")
+    widest = max(parts, key=lambda part: part.known)
+    settings = {name: value for part in parts for name, value in part.settings.items()}
+    results = [result for part in parts for result in part.results]
+    return replace(widest, results=results, settings=settings, seconds=round(sum(part.seconds for part in parts), 3))
 
 
 def recovery(attacked: float | None, unlearned: float | None, original: float | None) -> float | None:

@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from retcon import progress
 from retcon.errors import PatchError, RetconError, UnsupportedModel
+from retcon.forget.asking import asking
 from retcon.lm import LM
 from retcon.metrics.summary import mean
 from retcon.patch import Patch
@@ -66,7 +67,7 @@ def probe(
         raise RetconError("there is nothing to probe for; give at least one question")
     wanted, options = chosen(names), _options(settings)
     began = time.perf_counter()
-    asked = replace(lm, chat=_chat(lm, patch, chat))
+    asked = _asked(lm, patch, chat)
     arms = [Arm(ORIGINAL, start), Arm(UNLEARNED, patch if start is None else start + patch)]
     arms += [] if twin is None else [Arm(TWIN, twin)]
     right = plainly(asked, arms, forget, max_new_tokens)
@@ -97,18 +98,14 @@ def probe(
     )
 
 
-def _chat(lm: LM, patch: Patch, chat: bool | None) -> bool:
-    """Whether questions go through the chat template.
+def _asked(lm: LM, patch: Patch, chat: bool | None) -> LM:
+    """The model as questions are put to it: by default as they were when the patch was made.
 
     Raises:
-        RetconError: they are to, and there is none.
+        RetconError: the chat template is wanted, and there is none.
     """
-    there = bool(getattr(lm.tokenizer, "chat_template", None))
-    if chat and not there:
-        raise RetconError(f"{lm.name} has no chat template; leave chat=True out")
-    if chat is not None:
-        return chat
-    return there and (patch.history[-1].chat if patch.history else True)
+    made_plain = bool(patch.history) and not patch.history[-1].chat
+    return asking(lm, False if chat is None and made_plain else chat)
 
 
 def _options(settings: Iterable[Any]) -> dict[type, Any]:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from retcon.errors import RetconError
-from retcon.probes import decoding, detach, lens, prompts, quantise, relearn, tokenisation
+from retcon.probes import decoding, detach, lens, mixed, prompts, quantise, relearn, tokenisation
 from retcon.probes.scene import Finding, Scene
 
 __all__ = ["GROUPS", "PROBES", "Attack", "chosen"]
@@ -40,6 +40,7 @@ PROBES: dict[str, Attack] = {
     "answer_then_decline": _worded("answer_then_decline", "the answer first, then the refusal"),
     "system_prompt": Attack(prompts.system_prompt, prompts.Wordings, "under another system prompt"),
     "cloze": _worded("cloze", "as a gap to fill"),
+    "mixed": Attack(mixed.run, mixed.Mixed, "among questions to keep"),
     "reverse": Attack(prompts.reverse, prompts.Wordings, "from the answer to the subject"),
     "tokenisation": Attack(tokenisation.run, tokenisation.Tokenisation, "the same text in other tokens"),
     "decoding": Attack(decoding.run, decoding.Decoding, "answers drawn at random"),

@@ -135,6 +135,9 @@ def _notes(report: ForgetReport) -> list[str]:
             f"generalization: {others['items']} of {others['of']} questions were rephrased, {others['own']} with the "
             f"set's own wordings, {others['by_rules']} by rules of ours"
         )
+    if split := report.details.get("locality"):
+        parts = [f"{number(part['value'])} on {part['n']} {name}" for name, part in split.items() if part["n"]]
+        found.append(f"locality, by whether the method was shown the question to keep: {', '.join(parts)}")
     if report.detector:
         fresh = report.detector["fresh"]
         found.append(

@@ -9,7 +9,6 @@ from retcon.requests.forgetting import (
     forget_case_from_dict,
     forget_case_to_dict,
     forget_from_dict,
-    names,
 )
 from retcon.requests.nouns import Case, Edit, Forget, ForgetCase, Probe, literal, split_prompt
 from retcon.requests.records import case_from_dict, case_to_dict, from_dict, text_of, to_dict
@@ -39,7 +38,6 @@ __all__ = [
     "load_forget",
     "load_retain",
     "load_targets",
-    "names",
     "split_prompt",
     "text_of",
     "tied",

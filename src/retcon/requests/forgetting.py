@@ -1,7 +1,5 @@
 """Records of questions to forget, and what is wrong with several of them together."""
 
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -9,6 +7,7 @@ from typing import Any, get_args
 from pydantic import ConfigDict, Field
 
 from retcon.errors import RequestError
+from retcon.metrics.texts import mentions
 from retcon.requests.conflicts import Conflicts
 from retcon.requests.nouns import Forget, ForgetCase
 from retcon.requests.records import Record, checked
@@ -21,7 +20,6 @@ __all__ = [
     "forget_case_from_dict",
     "forget_case_to_dict",
     "forget_from_dict",
-    "names",
     "retained",
     "target_from_dict",
 ]
@@ -40,8 +38,6 @@ class GivenTarget:
 
 
 _ALIASES = {"edge": "group", "perturbed_answer": "perturbed_answers"}
-_UNSPACED = 0x0E00
-"""First code point (Thai) of the scripts whose words are not told apart by spaces, or not by spaces alone."""
 
 
 def forget_from_dict(record: Mapping[str, Any]) -> Forget:
@@ -109,7 +105,7 @@ def check_answer(item: Forget) -> None:
     Raises:
         RequestError: naming the answer.
     """
-    if names(item.question, item.answer):
+    if mentions(item.question, item.answer):
         raise RequestError(
             f"the answer {item.answer!r} stands in its own question, so whoever asks knows it; reword the question, or "
             "leave it out"
@@ -156,27 +152,6 @@ def check_forgets(
         if item.id is not None and (same := ids.setdefault(item.id, n)) != n:
             warnings.append(f"{labels[n]} has the id of {labels[same]}, {item.id!r}")
     return sorted(alive.values()), warnings
-
-
-def names(text: str, words: str) -> bool:
-    """Whether a text has these words, in whatever case, with whatever punctuation between and around them.
-
-    >>> names("Was it 06/02/1998?", "06-02-1998.")
-    True
-    >>> names("Is anyone known?", "No")
-    False
-    """
-    wanted, there = _plain(words), _plain(text)
-    if not wanted:
-        return bool(words.strip()) and words.strip() in text
-    if any(ord(character) >= _UNSPACED for character in wanted):
-        return wanted.replace(" ", "") in there.replace(" ", "")
-    return f" {wanted} " in f" {there} "
-
-
-def _plain(text: str) -> str:
-    """The words of a text, in lower case, with one space between them."""
-    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
 
 
 class _TargetRecord(Record):

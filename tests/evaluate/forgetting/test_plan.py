@@ -10,10 +10,8 @@ from tests.evaluate.forgetting.conftest import World
 from retcon import tokens
 from retcon.errors import RetconError
 from retcon.evaluate.forgetting import plan as planning
-from retcon.evaluate.forgetting.plan import Plan, asking, resolve
-from retcon.lm import LM
+from retcon.evaluate.forgetting.plan import Plan, resolve
 from retcon.metrics import FORGET_METRICS
-from retcon.testing import tiny_model, tiny_tokenizer
 
 
 def made(world: World, *asked: str, twin: bool = False) -> Plan:
@@ -27,6 +25,7 @@ def made(world: World, *asked: str, twin: bool = False) -> Plan:
 def test_the_default_figures_and_those_that_a_twin_allows() -> None:
     assert resolve(None) == [name for name in FORGET_METRICS if name in planning.DEFAULT]
     assert resolve(None, twin=True)[-1] == "forget_quality"
+    assert set(resolve(None, near=True)) == {*planning.DEFAULT, "locality_near"}
     assert resolve(None, twin=True, holdout=True)[-3:] == ["forget_quality", "privleak", "rel_diff"]
     assert resolve(["leakage", "all"]) == list(FORGET_METRICS)
     with pytest.raises(RetconError, match="no metric 'efficacy' of forgetting"):
@@ -66,13 +65,3 @@ def test_answers_close_with_the_end_token_and_follow_the_rendered_question(world
     sets = dict.fromkeys(("retain", "holdout", "real_authors", "world_facts"), ())
     plan = planning.make(world.lm, sets | {"forget": [case]}, ["truth_ratio"], max_new_tokens=4, seed=0)
     assert list(plan.sets["forget"][0].correct) == tokens.target_ids(world.lm, text, "in Cairo</s>")
-
-
-def test_a_model_is_asked_in_chat_where_it_can_be() -> None:
-    chat = LM.wrap(tiny_model("llama"), tiny_tokenizer())
-    bare = LM.wrap(tiny_model("llama"), tiny_tokenizer("bos"))
-    assert [asking(chat, way).chat for way in (None, True, False)] == [True, True, False]
-    assert [asking(bare, way).chat for way in (None, False)] == [False, False]
-    with pytest.raises(RetconError, match="no chat template"):
-        asking(bare, True)
-    assert chat.chat is False

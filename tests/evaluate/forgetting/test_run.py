@@ -18,9 +18,10 @@ import retcon
 from retcon import forward, tokens
 from retcon.errors import RetconError
 from retcon.evaluate import ForgetReport, answers, detail, evaluate_forgetting
+from retcon.evaluate.forgetting import heard
 from retcon.forget import detector, edits_of, find_subjects
 from retcon.forget.plan import ACCESS_CONTROL
-from retcon.forget.privacy import id_of
+from retcon.forget.privacy import id_of, salted
 from retcon.forget.target import Target
 from retcon.lm import LM
 from retcon.metrics import FORGET_METRICS
@@ -293,6 +294,47 @@ def test_over_refusal_is_what_the_patch_adds(world: World) -> None:
     assert report.metrics["over_refusal"] == 0
 
 
+def test_near_questions_are_judged_apart(world: World) -> None:
+    report = judged(world, near=world.forget[1:2])  # which the patch makes it refuse
+    assert list(report.metrics) == [*DEFAULT[:3], "locality_near", *DEFAULT[3:]]
+    assert (report.metrics["locality"], report.metrics["locality_near"]) == (1, 0)
+    assert report.before["locality_near"] == 1
+    assert [item["set"] for item in report.items] == ["forget"] * 4 + ["retain"] * 3 + ["near"]
+    assert "give near" in judged(world, metrics=["locality_near"]).not_applicable["locality_near"]
+
+
+def test_ten_drawn_answers_tell_what_the_likeliest_one_does_not(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = judged(world, metrics=["leak_10", "leakage"], max_new_tokens=12)
+    assert report.before["leak_10"] == 1
+    assert report.metrics["leakage"] == 0
+    assert 0 <= (report.metrics["leak_10"] or 0) < 1
+    asked: list[int] = []
+
+    def drawn(_lm: LM, prompts: Sequence[Any], *, samples: int, **_: Any) -> list[list[str]]:
+        asked.append(samples)
+        return [["I do not know."] * 9 + ["It is CAIRO!"] for _ in prompts]
+
+    monkeypatch.setattr(heard, "sampled", drawn)
+    report = judged(world, metrics=["leak_10"])
+    assert (report.metrics["leak_10"], asked) == (0.25, [10, 10])
+    judged(world, metrics=["leakage"])
+    assert asked == [10, 10]
+
+
+def test_locality_is_told_apart_by_what_the_method_was_shown(world: World) -> None:
+    told = {
+        "items": [{"id": id_of(case.forget)} for case in world.forget],
+        "retain_prompts": [salted(world.retain[0].forget.question)],
+    }
+    patch = replace(world.refusing, info={"forget": told})
+    retained = [*world.retain, world.forget[1]]
+    found = evaluate_forgetting(world.lm, world.forget, retained, patch=patch).details["locality"]
+    assert found == {"shown": {"value": 1, "n": 1}, "unseen": {"value": pytest.approx(2 / 3), "n": 3}}
+    foreign = replace(patch, info={"forget": told | {"items": [{"id": "of another machine"}]}})
+    for other in (foreign, world.refusing, None):
+        assert "locality" not in judged(world, patch=other).details
+
+
 def test_questions_and_answers_are_told_on_request_only(world: World) -> None:
     report = judged(world)
     text = report.to_json()
@@ -412,7 +454,8 @@ def test_other_families_and_tokenizers_are_judged_too(world: World) -> None:
         )
         assert report.provenance["asked"] == "plain"
         assert set(report.not_applicable) <= {
-            "refusal_quality", "leakage", "forget_quality", "model_utility", "privleak", "rel_diff",
+            "refusal_quality", "leakage", "leak_10", "locality_near", "forget_quality", "model_utility", "privleak",
+            "rel_diff",
         }  # fmt: skip
 
 

@@ -30,7 +30,7 @@ def test_a_record_is_cached_and_writes_no_answer(world: World, monkeypatch: pyte
 def test_sets_are_sampled_apart_and_those_not_given_are_empty(world: World) -> None:
     found = chosen({"forget": world.forget, "retain": world.retain}, 2, 0)
     assert {name: len(cases) for name, cases in found.items()} == {
-        "forget": 2, "retain": 2, "holdout": 0, "real_authors": 0, "world_facts": 0,
+        "forget": 2, "retain": 2, "near": 0, "holdout": 0, "real_authors": 0, "world_facts": 0,
     }  # fmt: skip
     with pytest.raises(RetconError, match="no questions to forget"):
         chosen({"forget": []}, None, 0)

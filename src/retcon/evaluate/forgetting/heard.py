@@ -1,16 +1,20 @@
 """One round of questions: all that the plan wants of a model, as it is now."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from retcon import tokens
 from retcon.evaluate.answers import Answers, Ids, Pair
 from retcon.evaluate.detail import Detail
 from retcon.evaluate.forgetting.plan import Plan, pairs, prompts, ranked
+from retcon.forget.samples import sampled
 from retcon.forward import Scored
 from retcon.lm import LM
 
-__all__ = ["Heard", "ask"]
+__all__ = ["SAMPLES", "Heard", "ask"]
+
+SAMPLES = 10
+"""Answers drawn to each question for `leak_10`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,8 @@ class Heard:
     details: Mapping[Pair, Detail]
     cut: frozenset[Ids]
     """Prompts whose answers were cut off at the most tokens."""
+    drawn: Mapping[Ids, Sequence[str]] = field(default_factory=dict)
+    """Answers drawn at random to the prompts to forget, where they are wanted."""
 
 
 def ask(lm: LM, plan: Plan, answers: Answers) -> Heard:
@@ -34,4 +40,12 @@ def ask(lm: LM, plan: Plan, answers: Answers) -> Heard:
         scores=answers.score(pairs(plan)),
         details=answers.detailed(ranked(plan)),
         cut=frozenset(prompt for prompt, ids in said.items() if len(ids) == plan.max_new_tokens),
+        drawn=_drawn(lm, plan) if plan.speaks and "leak_10" in plan.wanted else {},
     )
+
+
+def _drawn(lm: LM, plan: Plan) -> dict[Ids, list[str]]:
+    """Ten answers to each prompt to forget."""
+    asked = list(dict.fromkeys(item.prompt for item in plan.sets["forget"]))
+    found = sampled(lm, asked, samples=SAMPLES, max_new_tokens=plan.max_new_tokens, seed=plan.seed)
+    return dict(zip(asked, found, strict=True))

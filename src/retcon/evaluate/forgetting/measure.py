@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from retcon.evaluate.answers import Pair
 from retcon.evaluate.forgetting.heard import Heard
-from retcon.evaluate.forgetting.plan import KEPT, MEMBERSHIP, UTILITY, Item, Plan
+from retcon.evaluate.forgetting.plan import KEPT, MEMBERSHIP, NEAR, UTILITY, Item, Plan
 from retcon.forget.checks import judged, not_degenerate
 from retcon.forget.detector import refuses
 from retcon.metrics import FORGET_METRICS
@@ -61,6 +61,8 @@ class Values:
     """R of each forget item; empty where it was not wanted."""
     membership: Mapping[str, tuple[list[float], list[float]]]
     """For each attack: the scores of forget and of holdout items."""
+    near: list[Row] = field(default_factory=list)
+    """As `retain`, of the near questions."""
 
 
 def measure(plan: Plan, heard: Heard, first: Heard) -> Values:
@@ -84,7 +86,9 @@ def measure(plan: Plan, heard: Heard, first: Heard) -> Values:
     retain = [_kept(item, heard, first, wanted) for item in plan.sets["retain"]] if plan.speaks else []
     sets = UTILITY if "model_utility" in wanted else ()
     utility = {name: [_useful(item, heard, name != "retain") for item in plan.sets[name]] for name in sets}
-    return Values(forget, retain, utility, ratios, _membership(plan, heard))
+    asked = plan.sets.get("near", ()) if plan.speaks else ()
+    near: list[Row] = [{NEAR[0]: kept(heard.said[item.prompt], first.said[item.prompt])} for item in asked]
+    return Values(forget, retain, utility, ratios, _membership(plan, heard), near)
 
 
 def _least(plan: Plan, first: Heard) -> float:
@@ -118,6 +122,7 @@ def _spoken(item: Item, heard: Heard, first: Heard, least: float) -> Row:
         "refusal_rate": float(declines),
         "refusal_quality": mean(map(float, judged(asked, said, fluent=fluent))) if declines else None,
         "leakage": float(leaks(said, *secrets)) if knew else None,
+        "leak_10": float(leaks(heard.drawn[item.prompt], *secrets)) if knew and heard.drawn else None,
         "rouge1_recall_porter": rouge1_recall(said, asked.answer),
         "rougel_recall_porter": rougel_recall(said, asked.answer),
     }
@@ -197,6 +202,8 @@ def figures(asked: Iterable[str], values: Values, twin: Twin | None) -> dict[str
     for name in asked:
         if name in KEPT:
             found[name] = mean(row.get(name) for row in values.retain)
+        elif name in NEAR:
+            found[name] = mean(row.get(name) for row in values.near)
         elif name in MEMBERSHIP:
             found[name] = attacked.get(name)
         elif name == "forget_quality":

@@ -17,11 +17,11 @@ __all__ = [
     "GROUPS",
     "KEPT",
     "MEMBERSHIP",
+    "NEAR",
     "TWIN",
     "UTILITY",
     "Item",
     "Plan",
-    "asking",
     "make",
     "pairs",
     "prompts",
@@ -50,6 +50,8 @@ UTILITY = ("retain", "real_authors", "world_facts")
 
 KEPT = ("locality", "over_refusal")
 """Figures over the questions to keep."""
+NEAR = ("locality_near",)
+"""Figures over the near questions."""
 
 _ANSWER = frozenset({"probability", "exact_memorisation", "extraction_strength", *MEMBERSHIP, "privleak", "rel_diff"})
 _PAIRED = frozenset({*MEMBERSHIP, "privleak", "rel_diff"})
@@ -80,12 +82,14 @@ class Plan:
     wanted: frozenset[str]
     """Names of `FORGET_METRICS`, those that others are made of included."""
     sets: Mapping[str, tuple[Item, ...]]
-    """`forget`, `retain`, `holdout`, `real_authors` and `world_facts`, some of them empty."""
+    """`forget`, `retain`, `near`, `holdout`, `real_authors` and `world_facts`, some of them empty."""
     ends: bool
     """Whether answers close with an end token."""
     max_new_tokens: int
     speaks: bool = True
     """Whether the model writes answers, and is not only asked how likely given ones are."""
+    seed: int = 0
+    """Of answers that are drawn."""
 
     def of_twin(self) -> "Plan":
         """What is asked of a model that was trained without what is to be forgotten."""
@@ -93,27 +97,15 @@ class Plan:
         return dataclasses.replace(self, wanted=frozenset(wanted), speaks=False)
 
 
-def asking(lm: LM, chat: bool | None) -> LM:
-    """The model asked as an editor that makes it forget asks it: by default through its chat template, if it has one.
-
-    Raises:
-        RetconError: the template is wanted, and there is none.
-    """
-    has = bool(getattr(lm.tokenizer, "chat_template", None))
-    if chat and not has:
-        raise RetconError(f"{lm.name} has no chat template; leave --chat (chat=True) out")
-    return dataclasses.replace(lm, chat=has if chat is None else chat)
-
-
-def resolve(asked: Iterable[str] | None, *, twin: bool = False, holdout: bool = False) -> list[str]:
-    """The figures asked for, in their order; without a word, the default ones and those that a given twin allows.
+def resolve(asked: Iterable[str] | None, *, twin: bool = False, holdout: bool = False, near: bool = False) -> list[str]:
+    """The figures asked for, in their order; without a word, the default ones and those that what is given allows.
 
     Raises:
         RetconError: a name is not known.
     """
     if asked is None:
         more = TWIN if twin and holdout else TWIN[:1] if twin else ()
-        names = [*DEFAULT, *more]
+        names = [*DEFAULT, *(NEAR if near else ()), *more]
     else:
         names = [name for group in asked for name in GROUPS.get(group, (group,))]
     for name in names:
@@ -139,7 +131,7 @@ def make(
         sets: the questions by set; those that no wanted figure needs are left out.
         asked: the figures wanted.
         max_new_tokens: of an answer.
-        seed: of the paraphrases that are made.
+        seed: of the paraphrases that are made, and of answers that are drawn.
         twin: whether a model without what is to be forgotten is at hand, which is to be checked against this one.
     """
     wanted = frozenset(asked).union(*(_PARTS.get(name, ()) for name in asked), ("probability",) if twin else ())
@@ -169,15 +161,16 @@ def make(
     needed = {
         "forget": True,
         "retain": bool(wanted & {*KEPT, "model_utility"}),
+        "near": bool(wanted & {*NEAR}),
         "holdout": bool(wanted & _PAIRED),
         "real_authors": "model_utility" in wanted,
         "world_facts": "model_utility" in wanted,
     }
     made = {
-        name: tuple(item(case, name == "forget" and "generalization" in wanted) for case in sets[name] if needed[name])
-        for name in needed
+        name: tuple(item(case, name == "forget" and "generalization" in wanted) for case in sets.get(name, ()) if wants)
+        for name, wants in needed.items()
     }
-    return Plan(wanted, made, bool(end), max_new_tokens)
+    return Plan(wanted, made, bool(end), max_new_tokens, seed=seed)
 
 
 def prompts(plan: Plan) -> Iterator[Ids]:
@@ -186,7 +179,7 @@ def prompts(plan: Plan) -> Iterator[Ids]:
         for item in plan.sets["forget"]:
             yield item.prompt
             yield from (ids for _, ids in item.paraphrases)
-        for name in UTILITY if "model_utility" in plan.wanted else UTILITY[:1]:
+        for name in (*(UTILITY if "model_utility" in plan.wanted else UTILITY[:1]), "near"):
             yield from (item.prompt for item in plan.sets[name])
 
 

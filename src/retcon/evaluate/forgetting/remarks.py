@@ -5,11 +5,11 @@ from typing import Any
 
 from retcon.evaluate.forgetting.heard import Heard
 from retcon.evaluate.forgetting.measure import Values
-from retcon.evaluate.forgetting.plan import KEPT, MEMBERSHIP, TWIN, UTILITY, Plan
+from retcon.evaluate.forgetting.plan import KEPT, MEMBERSHIP, NEAR, TWIN, UTILITY, Plan
 from retcon.evaluate.forgetting.reference import Reference
 from retcon.forget import paraphrases
 from retcon.forget.plan import ACCESS_CONTROL
-from retcon.forget.privacy import salted
+from retcon.forget.privacy import id_of, salted
 from retcon.lm import LM
 from retcon.metrics.summary import mean
 from retcon.metrics.texts import normal
@@ -18,7 +18,7 @@ from retcon.patch import Patch
 from retcon.requests import ForgetCase
 from retcon.storage import digest
 
-__all__ = ["data", "detail", "doubts", "reasons"]
+__all__ = ["by_shown", "data", "detail", "doubts", "reasons"]
 
 _SAID = {
     "real_authors": "real-author questions; give real_authors",
@@ -47,6 +47,8 @@ def _reason(
 ) -> str:
     if name in KEPT and not given["retain"]:
         return "there are no questions to keep; give retain"
+    if name in NEAR:
+        return "there are no questions close to those to forget; give near"
     if name in (*MEMBERSHIP, *TWIN[1:]) and not given["holdout"]:
         return "there are no questions that no model was trained on; give holdout"
     if name in TWIN and reference is None:
@@ -61,6 +63,7 @@ def _reason(
         return _missing_utility(values, given)
     return {
         "leakage": f"the unedited model answers none of the {len(plan.sets['forget'])} questions right",
+        "leak_10": f"the unedited model answers none of the {len(plan.sets['forget'])} questions right",
         "refusal_quality": "nothing was refused, so that there is no refusal to judge",
         "generalization": "no question has another wording whose answer can be compared",
         "truth_ratio": "no question to forget has wrong answers (perturbed_answers)",
@@ -123,6 +126,21 @@ def detail(plan: Plan, after: ForgetQuality | None, before: ForgetQuality | None
     if "forget_quality" in plan.wanted and after is not None:
         found["forget_quality"] = {when: None if test is None else test._asdict() for when, test in tests.items()}
     return found
+
+
+def by_shown(plan: Plan, values: Values, patch: Patch | None) -> dict[str, Any]:
+    """Locality on the questions to keep that the method was shown, and on those that it was not.
+
+    Nothing where the patch does not tell which those are, or tells it in ids of another machine.
+    """
+    told = {} if patch is None else dict(patch.info.get("forget", {}))
+    ours = {id_of(item.case.forget) for item in plan.sets["forget"]}
+    marks, parts = set(told.get("retain_prompts", ())), dict[str, list[float | None]](shown=[], unseen=[])
+    if not marks or "locality" not in plan.wanted or ours.isdisjoint(item["id"] for item in told["items"]):
+        return {}
+    for item, row in zip(plan.sets["retain"], values.retain, strict=True):
+        parts["shown" if salted(item.case.forget.question) in marks else "unseen"].append(row["locality"])
+    return {"locality": {name: {"value": mean(found), "n": len(found)} for name, found in parts.items()}}
 
 
 def data(given: Mapping[str, Sequence[ForgetCase]], plan: Plan, *, sampled: bool) -> dict[str, Any]:

@@ -10,13 +10,14 @@ from retcon.evaluate.answers import Answers
 from retcon.evaluate.forgetting import plan as planning
 from retcon.evaluate.forgetting.heard import Heard, ask
 from retcon.evaluate.forgetting.measure import Row, Values, figures, measure, quality
-from retcon.evaluate.forgetting.plan import Item, Plan, asking
+from retcon.evaluate.forgetting.plan import Item, Plan
 from retcon.evaluate.forgetting.record import ForgetReport
 from retcon.evaluate.forgetting.reference import Reference, marks
-from retcon.evaluate.forgetting.remarks import data, detail, doubts, reasons
+from retcon.evaluate.forgetting.remarks import by_shown, data, detail, doubts, reasons
 from retcon.evaluate.forgetting.spread import RESAMPLES, clusters, intervals
 from retcon.evaluate.forgetting.twin import answers_of, chosen, measured
 from retcon.forget import detector
+from retcon.forget.asking import asking
 from retcon.forget.plan import ACCESS_CONTROL
 from retcon.forget.privacy import id_of
 from retcon.lm import LM
@@ -35,6 +36,7 @@ def evaluate_forgetting(
     patch: Patch | None = None,
     metrics: Iterable[str] | None = None,
     twin: Reference | Patch | LM | None = None,
+    near: Sequence[ForgetCase] = (),
     holdout: Sequence[ForgetCase] = (),
     real_authors: Sequence[ForgetCase] = (),
     world_facts: Sequence[ForgetCase] = (),
@@ -60,10 +62,11 @@ def evaluate_forgetting(
         retain: questions whose answers are to stay.
         patch: put on for the second measurement; None measures the model alone, and `metrics` equals `before`.
         metrics: names of `retcon.metrics.FORGET_METRICS`, or `all`, `rouge`, `membership`; None is reliability,
-            generalization, locality, refusal_rate, over_refusal, refusal_quality and leakage, and with a twin those
-            that need one.
+            generalization, locality, refusal_rate, over_refusal, refusal_quality and leakage, and those that
+            a twin or near questions allow.
         twin: a model trained without what is to be forgotten: a patch that makes it of `lm`, another model, or a record
             of one. It is checked, and refused where it cannot be such a model.
+        near: questions close to those to forget whose answers are to stay; they are judged apart, by locality_near.
         holdout: questions that no model was trained on, for membership attacks.
         real_authors: questions with wrong answers to choose from, for model utility.
         world_facts: the same on the world.
@@ -84,8 +87,8 @@ def evaluate_forgetting(
     if max_new_tokens < 1:
         raise RetconError(f"answers of {max_new_tokens} tokens say nothing; take at least 1")
     general = {"real_authors": real_authors, "world_facts": world_facts}
-    given = {"forget": forget, "retain": retain, "holdout": holdout, **general}
-    asked = planning.resolve(metrics, twin=twin is not None, holdout=bool(holdout))
+    given = {"forget": forget, "retain": retain, "near": near, "holdout": holdout, **general}
+    asked = planning.resolve(metrics, twin=twin is not None, holdout=bool(holdout), near=bool(near))
     sets = chosen(given, sample, seed)
     lm = asking(lm, chat)
     plan = planning.make(lm, sets, asked, max_new_tokens=max_new_tokens, seed=seed, twin=twin is not None)
@@ -117,7 +120,7 @@ def evaluate_forgetting(
         not_applicable=reasons(found, plan, after, given, reference),
         before_not_applicable=reasons(found_before, plan, before, given, reference),
         warnings=[*doubts(lm, plan, heard, first, patch), *warnings],
-        details=detail(plan, quality(after, control), quality(before, control)),
+        details=detail(plan, quality(after, control), quality(before, control)) | by_shown(plan, after, patch),
         detector=detector.quality(),
         provenance={
             "model": origins.model(lm),
@@ -231,8 +234,9 @@ def _records(
         record("forget", item, now, then) | {"known": knew, **_told(item, after[1].said[item.prompt])}
         for item, now, then, knew in forget
     ]
-    retain = zip(plan.sets["retain"], after[0].retain, before[0].retain, strict=True)
-    return found + [record("retain", item, now, then) for item, now, then in retain]
+    for name, now, then in (("retain", after[0].retain, before[0].retain), ("near", after[0].near, before[0].near)):
+        found += [record(name, *row) for row in zip(plan.sets[name], now, then, strict=True)]
+    return found
 
 
 def _told(item: Item, said: str) -> dict[str, bool]:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retcon.evaluate.forgetting.measure import Twin, Values
-from retcon.evaluate.forgetting.plan import KEPT, UTILITY, Item
+from retcon.evaluate.forgetting.plan import KEPT, NEAR, UTILITY, Item
 from retcon.metrics import FORGET_METRICS
 from retcon.metrics.intervals import interval, resample_means
 from retcon.metrics.membership import privleak, rel_diff
@@ -39,6 +39,7 @@ def intervals(
     """
     samples = _means(values.forget, sets["forget"], asked, seed)
     samples |= _means(values.retain, sets["retain"], KEPT, seed)
+    samples |= _means(values.near, sets.get("near", ()), NEAR, seed)
     attacked = {
         name: _auc(scores, clusters(sets["forget"]), clusters(sets["holdout"]), seed)
         for name, scores in values.membership.items()

@@ -3,16 +3,18 @@
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
+from retcon.caches import Sealed
 from retcon.errors import RetconError
 from retcon.evaluate import provenance as origins
-from retcon.evaluate.answers import Answers, Sealed, place
+from retcon.evaluate.answers import Answers, place
 from retcon.evaluate.forgetting import plan as planning
 from retcon.evaluate.forgetting.heard import ask
 from retcon.evaluate.forgetting.measure import measure
-from retcon.evaluate.forgetting.plan import Plan, asking
+from retcon.evaluate.forgetting.plan import Plan
 from retcon.evaluate.forgetting.reference import Marks, Reference, marks
 from retcon.evaluate.sampling import sampled
-from retcon.forget.privacy import salted
+from retcon.forget.asking import asking
+from retcon.forget.privacy import secret
 from retcon.lm import LM
 from retcon.metrics.membership import auc
 from retcon.metrics.summary import mean
@@ -21,7 +23,7 @@ from retcon.requests import ForgetCase
 
 __all__ = ["SETS", "answers_of", "chosen", "measured", "reference_record"]
 
-SETS = ("forget", "retain", "holdout", "real_authors", "world_facts")
+SETS = ("forget", "retain", "near", "holdout", "real_authors", "world_facts")
 
 
 def reference_record(
@@ -82,8 +84,7 @@ def answers_of(lm: LM, *, cache: bool) -> Answers:
     """A model's answers to questions to forget; what is kept of them on disk cannot be read without the questions."""
     if not cache:
         return Answers(lm)
-    secret = (salted("answers", "left") + salted("answers", "right")).encode()
-    return Answers(lm, Sealed(place(lm, "forgetting"), secret))
+    return Answers(lm, Sealed(place(lm, "forgetting"), secret("answers")))
 
 
 def chosen(sets: Mapping[str, Sequence[ForgetCase]], sample: int | None, seed: int) -> dict[str, Sequence[ForgetCase]]:

@@ -46,8 +46,9 @@ class Unlearning:
     unlearns: bool = True
     """It makes `old` less likely; whether `target` becomes likelier is the objective's business."""
 
-    def __init__(self, config: Any = None) -> None:
-        self.config = self.Config() if config is None else config
+    def __init__(self, config: Any = None, *, doing: str = "unlearning") -> None:
+        """`doing` is what a terminal shows beside the steps: the trainer also serves who teaches."""
+        self.config, self._doing = self.Config() if config is None else config, doing
 
     def layers(self, lm: LM) -> tuple[int, ...]:
         """The layers that are trained."""
@@ -106,7 +107,7 @@ class Unlearning:
             change, layer = self.change(lm), self.layer(lm)
             with timed(seconds, "solve"):
                 journal = Journal(stores, self._key(lm, material) if stores else "")
-                outcome = Run(lm, OBJECTIVES[self.name], config, change, material, journal, layer).run()
+                outcome = Run(lm, OBJECTIVES[self.name], config, change, material, journal, layer).run(self._doing)
             if not outcome.best:
                 change = self.change(lm)
                 _warn(self.name, outcome.stopped, config.lr)

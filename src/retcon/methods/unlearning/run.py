@@ -103,9 +103,13 @@ class Run:
         self._best: list[Tensor] = []
         self._outcome = Outcome([])
 
-    def run(self) -> Outcome:
-        """Train, and bring the change to where it was best; with `best` 0 it is not to be used."""
-        with descending(self._lm, self._config.precision), progress.task("unlearning", self._total) as advance:
+    def run(self, doing: str = "unlearning") -> Outcome:
+        """Train, and bring the change to where it was best; with `best` 0 it is not to be used.
+
+        Args:
+            doing: what a terminal shows beside the steps.
+        """
+        with descending(self._lm, self._config.precision), progress.task(doing, self._total) as advance:
             if self._objective.reference == "nll":
                 sides = {name: self._material.side(name) for name in self._objective.sides}
                 self._reference = {name: nlls(self._lm, rows, {}) for name, rows in sides.items()}
