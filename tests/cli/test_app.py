@@ -17,6 +17,7 @@ COMMANDS = [
     "forget",
     "probe",
     "forget-bench",
+    "bench",
     "eval",
     "ask",
     "locate",
@@ -46,7 +47,14 @@ def test_help_imports_nothing_heavy_and_answers_at_once() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [*COMMANDS, *(f"patch {name}" for name in ("show", "merge", "export", "scale")), "sets show", "sets export"],
+    [
+        *COMMANDS,
+        *(f"patch {name}" for name in ("show", "merge", "export", "scale")),
+        "sets show",
+        "sets export",
+        "bench show",
+        "bench compare",
+    ],
 )
 def test_each_command_explains_itself(retcon: Retcon, command: str) -> None:
     said = retcon(*command.split(), "--help")

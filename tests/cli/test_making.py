@@ -2,12 +2,9 @@
 
 from pathlib import Path
 
-import pytest
-
 from retcon.cli import making
 from retcon.lm import LM
 from retcon.methods import MEMIT
-from retcon.requests import Edit
 from retcon.sets import load_edits
 
 
@@ -22,19 +19,3 @@ def test_the_run_is_named_by_all_that_decides_it(model: str, edits: Path) -> Non
         making.run_key(lm, "memit", config, facts, chunk=2),
     }
     assert len(keys) == 5
-
-
-@pytest.mark.parametrize(
-    ("ties", "size", "steps"),
-    [
-        ("-----", 2, [(0, 2), (2, 4), (4, 5)]),
-        ("-----", 9, [(0, 5)]),
-        ("aabbc", 1, [(0, 2), (2, 4), (4, 5)]),
-        ("aabb-", 3, [(0, 4), (4, 5)]),
-        ("-aba-", 2, [(0, 4), (4, 5)]),
-        ("", 2, []),
-    ],
-)
-def test_a_fold_never_parts_edits_that_share_a_target(ties: str, size: int, steps: list[tuple[int, int]]) -> None:
-    edits = [Edit(f"Q{n}", target="No.", tie=None if tie == "-" else tie) for n, tie in enumerate(ties)]
-    assert list(making._steps(edits, size)) == steps

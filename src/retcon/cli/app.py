@@ -40,7 +40,10 @@ _COMMANDS = {
     "methods": "List the methods and their options.",
     "demo": "Edit ten facts of the default model and show what changed.",
 }
-_GROUPS = {"sets": "List the sets of facts and questions that Retcon knows, show examples, write one as JSONL."}
+_GROUPS = {
+    "bench": "Measure methods on sets of facts, show the table of what was measured, compare two benches.",
+    "sets": "List the sets of facts and questions that Retcon knows, show examples, write one as JSONL.",
+}
 _PATCH_COMMANDS = {
     "show": "Say what a patch holds: its edits, how they were made, what it was made for.",
     "verify": "Check a patch's files, and that it fits a model.",

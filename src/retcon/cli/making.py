@@ -1,9 +1,7 @@
 """What `retcon edit`, `retcon forget` and the demo share: from a method and edits to a patch on disk, once."""
 
 import dataclasses
-import glob
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,6 @@ from retcon.cli.common import load_patch
 from retcon.cli.screen import Screen
 from retcon.cli.settings import parse_settings
 from retcon.errors import RetconError
-from retcon.memory import peak_memory_mb
 from retcon.storage import digest
 
 if TYPE_CHECKING:
@@ -185,56 +182,11 @@ def compute(
         retain: what is to stay, for methods that use it.
         told: what else the patch's info is to tell, in JSON types.
     """
-    from retcon import progress
-    from retcon.targets import Store
+    from retcon.bench.folding import folded
 
-    out = out.expanduser().absolute()
-    kept = out.with_name(f".{out.name}.partial-{key[:12]}")
-    stores = [Store.shared() if cache else Store(kept / "targets.sqlite")]
-    patch = _resumed(kept / "patch") or base
-    done = 0 if patch is None else len(patch.edits) - (0 if base is None else len(base.edits))
-    with progress.task("edits", len(edits)) as advance:
-        advance(done)
-        for start, end in _steps(edits, chunk or len(edits)):
-            if end <= done:
-                continue
-            made = method.edit(lm, edits[start:end], retain=retain, state=patch, stores=stores)
-            patch = dataclasses.replace(made, info=_added(None if start == 0 else patch, made, key) | dict(told or {}))
-            patch.save(kept / "patch" if end < len(edits) else out)
-            advance(end - start)
-    assert patch is not None  # there is at least one edit
-    for rest in out.parent.glob(f".{glob.escape(out.name)}.partial-*"):
-        shutil.rmtree(rest, ignore_errors=True)
-    return patch
-
-
-def _steps(edits: "Sequence[Edit]", size: int) -> "Iterator[tuple[int, int]]":
-    """Where each step of a fold begins and ends: `size` edits, or more where some of them share a target."""
-    last = {edit.tie: n for n, edit in enumerate(edits) if edit.tie is not None}
-    start = end = 0
-    for n, edit in enumerate(edits):
-        end = max(end, n + 1, 0 if edit.tie is None else last[edit.tie] + 1)
-        if n + 1 == end and (end - start >= size or end == len(edits)):
-            yield start, end
-            start = end
-
-
-def _resumed(folder: Path) -> "Patch | None":
-    """The patch of the chunks that an earlier, stopped run had done."""
-    from retcon.patch import Patch
-
-    return Patch.load(folder) if folder.exists() else None
-
-
-def _added(before: "Patch | None", made: "Patch", key: str) -> dict[str, Any]:
-    """The info of a fold's patch: seconds, counts and facts of all its chunks."""
-    old = {} if before is None else before.info
-    info = dict(made.info)
-    info["seconds"] = {phase: old.get("seconds", {}).get(phase, 0) + value for phase, value in info["seconds"].items()}
-    for name in ("n", "targets_cached"):
-        info[name] = old.get(name, 0) + info[name]
-    info["facts"] = [*old.get("facts", []), *info["facts"]]
-    return info | {"run": key, "peak_memory_mb": peak_memory_mb()}
+    where = out.expanduser().absolute()
+    after = None if told is None else lambda *_: told
+    return folded(lm, method, edits, where, key, base=base, chunk=chunk, cache=cache, retain=retain, after=after)
 
 
 def _older_patch(out: Path, force: bool) -> "Patch | None":

@@ -5,13 +5,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from retcon import methods
+from retcon.bench.cells import configured as of_method
+from retcon.bench.cells import why_not as unsupported
+from retcon.bench.words import named, slug
 from retcon.errors import RetconError
 from retcon.forget.merging import MODES, Mode, why_not
 from retcon.forget.plan import Recipe
 from retcon.forget.targets import FAMILIES
 from retcon.lm import LM
 
-__all__ = ["METHODS", "REFUSING", "TARGETS", "Cell", "Merge", "cells", "configured", "slug"]
+__all__ = ["METHODS", "REFUSING", "TARGETS", "Cell", "Merge", "cells", "configured"]
 
 METHODS = ("rome", "memit", "alphaedit", "ece", "eamet", "pmet", "ultraedit", "grace", "wise", "idk", "graddiff", "npo")
 """The methods of a bench where none are named: the editors, refusal fine-tuning and two gradient objectives."""
@@ -42,8 +45,8 @@ class Cell:
     def name(self) -> str:
         """What the row is called."""
         merged = [] if self.merge == 1 else [f"{self.merge} merged" + (f" by {self.mode}" if self.mode else "")]
-        options = [f"{key}={_plain(value)}" for key, value in self.options.items()]
-        return ", ".join([self.method, *([self.target] if self.target else []), *merged, *options])
+        target = [self.target] if self.target else []
+        return ", ".join([self.method, *target, *merged, *named(self.options)])
 
     @property
     def slug(self) -> str:
@@ -59,9 +62,7 @@ class Cell:
         """Why it cannot be, "n/a: ..."; None where it can."""
         if self.merge != 1 and (reason := why_not(method, self.mode or "concat")) is not None:
             return reason
-        declared = getattr(method, "unsupported", None)
-        reason = None if declared is None else declared(lm)
-        return None if reason is None else f"n/a: {self.method}: {reason}"
+        return unsupported(lm, method)
 
 
 def cells(
@@ -104,19 +105,7 @@ def configured(cell: Cell, seed: int) -> methods.Method:
     Raises:
         RetconError: there is no such method or option.
     """
-    known = methods.METHODS[cell.method].Config.__dataclass_fields__ if cell.method in methods.METHODS else ()
-    shared = {key: value for key, value in {"seed": seed, **cell.shared}.items() if key in known}
-    return methods.method(cell.method, **shared | dict(cell.options))
-
-
-def slug(name: str) -> str:
-    """A row's name as a file may have it.
-
-    >>> slug("memit, idk100, 4 merged by mean_key")
-    'memit-idk100-4-merged-by-mean_key'
-    """
-    kept = "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in name)
-    return "-".join(part for part in kept.split("-") if part)
+    return of_method(cell.method, cell.options, seed, shared=cell.shared)
 
 
 def _check(names: Sequence[str], targets: Sequence[str], merges: Sequence[Merge], modes: Sequence[Mode]) -> None:
@@ -131,7 +120,3 @@ def _check(names: Sequence[str], targets: Sequence[str], merges: Sequence[Merge]
             raise RetconError(f"there is no {what} {unknown[0]!r}; use one of {', '.join(known)}")
     if not merges or any(merge != "all" and merge < 1 for merge in merges):
         raise RetconError("questions are merged by so many, 1 for none, or all; give at least one such number")
-
-
-def _plain(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,19 +1,22 @@
 """The bench: teach, forget in many ways, judge each against a model that never knew."""
 
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from retcon import progress, storage
-from retcon.errors import PatchError, RetconError, RetconWarning
+from retcon import storage
+from retcon.bench.folding import folds, held
+from retcon.bench.rows import Rows
+from retcon.bench.words import as_json, slug
+from retcon.bench.work import Job, sentence, work
 from retcon.forget.plan import keep_targets, kept_by, planned, told
-from retcon.forget_bench.cells import Cell, configured, slug
+from retcon.forget_bench.cells import Cell, configured
 from retcon.forget_bench.corpus import Split
 from retcon.forget_bench.judge import Evaluation, Judge
-from retcon.forget_bench.rows import Rows
+from retcon.forget_bench.rows import rows
 from retcon.forget_bench.teach import Teaching, merged, teach, teaching_key
 from retcon.lm import LM
 from retcon.memory import peak_memory_mb
@@ -29,8 +32,6 @@ __all__ = ["BEFORE", "TWIN", "Bench"]
 BEFORE, TWIN = "before", "retain-only twin"
 """The rows of the model before it forgets, and of the one that never knew."""
 
-_CAUGHT = (RetconError, RuntimeError, ValueError, ArithmeticError, LookupError, TypeError, AssertionError, OSError)
-"""What may go wrong in one row while the others go on."""
 _TRAINING = ("steps", "best", "stopped")
 """What a row tells of a run of an objective; a `best` of 0 is a patch that changes nothing."""
 _APART = ("items", "retain_prompts")
@@ -72,15 +73,9 @@ class Bench:
         Raises:
             RetconError: the folder holds rows of another setting, or teaching failed.
         """
-        rows = self._rows()
-        made: list[dict[str, Any]] = []
-        with progress.task("rows", len(self.plan())) as advance:
-            for name, cell in self.plan():
-                key = self._key(name, cell)
-                found = rows.done(key)
-                made.append(found if found is not None else rows.put(key, self._row(name, cell, key)))
-                advance(1)
-        return made
+        for who in ("taught", "twin") if self.left() else ():
+            self._learned(who)  # where teaching fails there is no row at all
+        return work(self._rows(), [self._job(name, cell) for name, cell in self.plan()], said=self._unquoted)
 
     def plan(self) -> list[tuple[str, Cell | None]]:
         """The rows by name; those without a cell are models as they are."""
@@ -93,13 +88,13 @@ class Bench:
         Raises:
             RetconError: the folder holds rows of another setting.
         """
-        rows = self._rows()
-        return [name for name, cell in self.plan() if rows.done(self._key(name, cell)) is None]
+        known = self._rows()
+        return [name for name, cell in self.plan() if known.done(self._key(name, cell)) is None]
 
     # --------------------------------------------------------------------------------------------- names
 
     def _rows(self) -> Rows:
-        return Rows(self.folder, self._setting())
+        return rows(self.folder, self._setting())
 
     def _setting(self) -> str:
         """Hash of all that the rows have in common."""
@@ -139,16 +134,11 @@ class Bench:
 
     # --------------------------------------------------------------------------------------------- rows
 
-    def _row(self, name: str, cell: Cell | None, key: str) -> dict[str, Any]:
-        """One row, or what went wrong with it."""
-        for who in ("taught", "twin"):
-            self._learned(who)  # where teaching fails there is no row at all
-        row: dict[str, Any] = {"row": name, **_asked(cell)}
-        try:
-            return row | (self._as_it_is(name) if cell is None else self._forgotten(cell, key))
-        except _CAUGHT as error:
-            warnings.warn(f"{name} failed ({type(error).__name__}): {error}", RetconWarning, stacklevel=2)
-            return row | {"failed": self._unquoted(error)}
+    def _job(self, name: str, cell: Cell | None) -> Job:
+        """One row."""
+        key = self._key(name, cell)
+        make = partial(self._as_it_is, name) if cell is None else partial(self._forgotten, cell, key)
+        return Job(key, name, _asked(cell), make)
 
     def _as_it_is(self, name: str) -> dict[str, Any]:
         """A model that has forgotten nothing; the twin is not held against itself."""
@@ -173,7 +163,7 @@ class Bench:
             **found,
             "seconds": {**spent, **info["seconds"], **found["seconds"]},
             "peak_memory_mb": info["bench"]["peak_memory_mb"],
-            "patch": {"id": patch.id, "bytes": patch.size_bytes, "folds": _folds(patch)},
+            "patch": {"id": patch.id, "bytes": patch.size_bytes, "folds": folds(patch)},
             "forget": {name: value for name, value in info["forget"].items() if name not in _APART},
             **({"training": {name: info["unlearning"][name] for name in _TRAINING}} if "unlearning" in info else {}),
         }
@@ -181,7 +171,7 @@ class Bench:
     def _patch(self, lm: LM, cell: Cell, method: Method, key: str) -> Patch:
         """The patch of a cell; one that a stopped run has made is taken."""
         home = self.folder / "patches" / slug(cell.name)
-        older = _held(home)
+        older = held(home)
         if older is not None and older.info.get("bench", {}).get("key") == key:
             return older
         texts = [(case.forget.question, case.forget.answer) for case in self.split.retain]
@@ -215,30 +205,22 @@ class Bench:
 
     def _unquoted(self, error: Exception) -> str:
         """The error's sentence, unless it tells of the corpus: rows are to be shown."""
-        kind, sentence = type(error).__name__, " ".join(str(error).split())
+        said = sentence(error)
         items = [case.forget for case in self.split.forget]
         secrets = [item.question for item in items] + [item.answer for item in items if len(item.answer) >= _TELLING]
-        if any(mentions(sentence, secret) for secret in secrets):
-            return f"a {kind} whose words quote the corpus; they were shown on the terminal"
-        return sentence if isinstance(error, RetconError) else f"{kind}: {sentence}"
+        if any(mentions(said, secret) for secret in secrets):
+            return f"a {type(error).__name__} whose words quote the corpus; they were shown on the terminal"
+        return said
 
 
 def _asked(cell: Cell | None) -> dict[str, Any]:
     """What a row is of, in JSON types."""
     if cell is None:
         return {"method": None, "target": None, "merge": 1, "mode": None, "options": {}}
-    options = {name: list(value) if isinstance(value, tuple) else value for name, value in cell.options.items()}
-    return {"method": cell.method, "target": cell.target, "merge": cell.merge, "mode": cell.mode, "options": options}
-
-
-def _held(home: Path) -> Patch | None:
-    """The patch in a folder; None where there is none that can be read."""
-    try:
-        return Patch.load(home) if home.exists() else None
-    except PatchError:
-        return None  # damaged by other hands: it is made anew
-
-
-def _folds(patch: Patch) -> bool:
-    """Whether it is a change of weights; else the weights still hold what they held."""
-    return all(entry.folds for entry in patch.entries.values())
+    return {
+        "method": cell.method,
+        "target": cell.target,
+        "merge": cell.merge,
+        "mode": cell.mode,
+        "options": as_json(cell.options),
+    }
