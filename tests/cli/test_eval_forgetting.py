@@ -77,7 +77,7 @@ def test_a_patch_is_judged_and_nothing_that_is_written_tells_a_secret(
     assert found["provenance"]["kind"].startswith("Suppression")
     assert "sha256" not in found["provenance"]["files"]["forget"]
     assert found["provenance"]["files"]["retain"]["sha256"] == file_sha256(kept)
-    assert sorted(path.name for path in out.iterdir()) == ["report.html", "report.json", "report.md"]
+    assert sorted(path.name for path in out.iterdir()) == ["card.md", "report.html", "report.json", "report.md"]
     assert told(out, own_cache, made) == []
     assert not any(secret in said.out + said.err for secret in SECRETS)
     again = ForgetReport.from_json((out / "report.json").read_text(encoding="utf-8"))

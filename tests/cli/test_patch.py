@@ -70,6 +70,26 @@ def test_an_adapter_is_written(retcon: Retcon, patch: Path, tmp_path: Path) -> N
     assert found["max_lora_rank"] >= found["rank"]
 
 
+def test_an_export_has_a_card_with_the_figures_of_its_own_report(
+    retcon: Retcon, model: str, edits: Path, patch: Path, tmp_path: Path
+) -> None:
+    judged = ["eval", "--model", model, "--cases", edits, "--patch", patch, "--metrics", "efficacy,specificity"]
+    assert retcon(*judged, "--out", tmp_path / "judged").code == 0
+    assert "facts are held" in (tmp_path / "judged" / "card.md").read_text(encoding="utf-8")
+    report, alone = tmp_path / "judged" / "report.json", tmp_path / "alone.json"
+    for form in ("peft", "model"):
+        out = tmp_path / form
+        command = ["patch", "export", patch, "--format", form, "--model", model, "--out", out, "--report"]
+        assert retcon(*command, report).code == 0
+        text = (out / "README.md").read_text(encoding="utf-8")
+        for part in ("facts are held", "Ada Lovelace", "## How to undo"):
+            assert part in text
+    alone.write_text(report.read_text(encoding="utf-8").replace(Patch.load(patch).id, "f" * 16), encoding="utf-8")
+    said = retcon("patch", "export", patch, "--format", "peft", "--out", tmp_path / "no", "--report", alone)
+    assert (said.code, (tmp_path / "no").exists()) == (2, False)
+    assert "the report is on patch ffff" in said.err
+
+
 def test_explain_says_which_key_answers_and_how_near_the_others_were(
     retcon: Retcon, model: str, edits: Path, tmp_path: Path
 ) -> None:

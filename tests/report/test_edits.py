@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from io import StringIO
@@ -68,7 +69,7 @@ def printed(report: Report, **options: Any) -> str:
     return stream.getvalue()
 
 
-RENDERINGS = {"table": printed, "markdown": markdown, "html": html}
+RENDERINGS: dict[str, Callable[..., str]] = {"table": printed, "markdown": markdown, "html": html}
 
 
 @pytest.mark.parametrize("kind", RENDERINGS)
@@ -164,6 +165,28 @@ def test_the_page_is_whole_and_loads_nothing(report: Report) -> None:
     assert page.loaded == []
     assert "url(" not in text
     assert "@import" not in text
+
+
+def test_a_run_in_batches_shows_what_is_left_of_earlier_ones() -> None:
+    curves: dict[str, dict[str, list[float | None]]] = {
+        "efficacy": {"edits": [1, 2, 3], "of_all": [1.0, None, 0.5]},
+        "short": {"edits": [1], "of_all": [1.0]},
+    }
+    assert "What later edits did to earlier ones" in html(REPORT, curves=curves)
+    assert "efficacy: 100% at 1, 50% at 3" in html(REPORT, curves=curves)
+    assert "What later edits did" not in html(REPORT)
+
+
+def test_the_headline_stands_in_every_form() -> None:
+    for render in RENDERINGS.values():
+        assert "95% of neighbour answers stay the same" in " ".join(render(REPORT).split())
+
+
+def test_changes_are_marked_in_the_page() -> None:
+    marked = case("The moved one", 1.0, "in Paris on the Seine today", "in Rome on the Seine today")
+    text = html(replace(REPORT, cases=[marked]))
+    assert "in <del>Paris</del> on the Seine today" in text
+    assert "in <ins>Rome</ins> on the Seine today" in text
 
 
 def test_three_files_are_written(tmp_path: Path) -> None:

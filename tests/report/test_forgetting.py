@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -50,7 +51,7 @@ def printed(report: ForgetReport, **options: Any) -> str:
     return stream.getvalue()
 
 
-RENDERINGS = {"table": printed, "markdown": markdown, "html": html}
+RENDERINGS: dict[str, Callable[..., str]] = {"table": printed, "markdown": markdown, "html": html}
 
 
 @pytest.mark.parametrize("kind", RENDERINGS)

@@ -1,6 +1,7 @@
 """Options that commands share, and what they need: the model."""
 
 import os
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from retcon.lm import LM
     from retcon.patch import Patch
 
-__all__ = ["ModelOptions", "OutputOptions", "load_patch"]
+__all__ = ["ModelOptions", "OutputOptions", "command_line", "load_patch"]
 
 
 @Parameter(name="*")
@@ -76,3 +77,8 @@ def load_patch(folder: Path | None) -> "Patch | None":
     from retcon.patch import Patch
 
     return Patch.load(folder)
+
+
+def command_line() -> str:
+    """The command as it was given, for the provenance of what it writes."""
+    return shlex.join(["retcon", *sys.argv[1:]])

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from retcon.cli import eval_forgetting as forgetting
-from retcon.cli.common import ModelOptions, OutputOptions, load_patch
+from retcon.cli.common import ModelOptions, OutputOptions, command_line, load_patch
 from retcon.cli.eval_forgetting import Common, ForgetOptions
 from retcon.cli.screen import screen
 from retcon.errors import RetconError
@@ -93,10 +93,13 @@ def run(
             text=text,
             sample=sample,
             cache=cache,
-            provenance={"file": {"name": cases.name, "sha256": loaded.sha256, "skipped": len(loaded.skipped)}},
+            provenance={
+                "command": command_line(),
+                "file": {"name": cases.name, "sha256": loaded.sha256, "skipped": len(loaded.skipped)},
+            },
         )
         show.print(reports.table(report))
-        written = [] if out is None else reports.write(report, out)
+        written = [] if out is None else reports.write(report, out, patch=change)
         for path in written:
             show.say(f"written: {path}")
         show.result(report.to_dict() | {"report": [str(path) for path in written]})

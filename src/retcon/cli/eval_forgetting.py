@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from retcon.cli.common import ModelOptions, load_patch
+from retcon.cli.common import ModelOptions, command_line, load_patch
 from retcon.cli.screen import Screen
 from retcon.errors import RetconError
 
@@ -102,10 +102,10 @@ def run(show: Screen, options: ForgetOptions, common: Common, model: ModelOption
         force_reference=options.force_reference,
         cache=common.cache,
         reveal=options.reveal,
-        provenance={"files": files},
+        provenance={"command": command_line(), "files": files},
     )
     show.print(reports.table(report))
-    written = [] if common.out is None else reports.write(report, common.out)
+    written = [] if common.out is None else reports.write(report, common.out, patch=change)
     if options.role is not None and common.out is not None:
         named = {name: sets[name] for name in ("forget", "retain", "holdout")}
         record = reference_record(

@@ -10,6 +10,7 @@ from retcon.cli.screen import Screen, screen
 from retcon.errors import RetconError
 
 if TYPE_CHECKING:
+    from retcon.evaluate import ForgetReport, Report
     from retcon.patch import Patch
 
 __all__ = ["compose", "explain", "export", "merge", "scale", "show", "verify"]
@@ -149,10 +150,11 @@ def export(
     format: Literal["peft", "model"],
     out: Path,
     rank: int | None = None,
+    report: Path | None = None,
     model: ModelOptions = DEFAULT_MODEL,
     output: OutputOptions = DEFAULT_OUTPUT,
 ) -> None:
-    """Write a patch as a PEFT adapter (exact; no model is loaded) or as a whole edited model.
+    """Write a patch as a PEFT adapter (exact; no model is loaded) or as a whole edited model, with a model card.
 
     Parameters
     ----------
@@ -164,13 +166,23 @@ def export(
         The folder to write.
     rank
         For peft and changes that are not low-rank: the rank to cut them to; the error is stated.
+    report
+        The report.json of `retcon eval --patch`: its figures go into the card, README.md.
     """
     with screen(output) as shown:
+        from retcon.patch.card import Held
+        from retcon.report import cards
+
         loaded = _load(patch)
+        measured = None if report is None else cards.read(report)
+        cards.card(loaded, measured)  # a report on another patch is refused before anything is written
         if format == "model":
-            _export_model(shown, loaded, model, out)
+            _export_model(shown, loaded, model, out, measured)
             return
         made = loaded.to_lora(out, rank=rank)
+        if measured is not None:
+            held = Held(kind="adapter", rank=made.rank, lost=max(made.errors.values()))
+            cards.write(loaded, measured, out, held=held)
         needed = made.max_lora_rank
         serve = "which is more than vLLM serves" if needed is None else f"vLLM needs --max-lora-rank {needed}"
         worst = max(made.errors.values(), default=0.0)
@@ -192,9 +204,20 @@ def _save(shown: Screen, made: "Patch", out: Path) -> None:
     shown.result(_summary(made) | {"out": str(out)})
 
 
-def _export_model(shown: Screen, loaded: "Patch", model: ModelOptions, out: Path) -> None:
+def _export_model(
+    shown: Screen,
+    loaded: "Patch",
+    model: ModelOptions,
+    out: Path,
+    measured: "Report | ForgetReport | None" = None,
+) -> None:
     lm = model.load()
     lost = loaded.export_model(lm.model, lm.tokenizer, out)
+    if measured is not None:
+        from retcon.patch.card import Held
+        from retcon.report import cards
+
+        cards.write(loaded, measured, out, held=Held(kind="model", lost=max(lost.values(), default=0.0)))
     shown.say(f"Written: {out}, the edited model; AutoModelForCausalLM.from_pretrained({str(out)!r}) loads it.")
     shown.result({"patch": loaded.id, "out": str(out), "format": "model", "lost": lost})
 

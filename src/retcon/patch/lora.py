@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from retcon.errors import PatchError
+from retcon.patch.card import README, Held, card, served_rank
 from retcon.patch.entries import Entry, LowRank, refuse, svd
 from retcon.patch.files import free_folder
-from retcon.requests import text_of
 from retcon.storage import new_folder, write_json
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["LoraExport", "export_lora"]
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +79,12 @@ def export_lora(
         "inference_mode": True,
         "target_modules": list(factors),
     }
-    known = next((value for value in _VLLM_RANKS if value >= r), None)
-    export = LoraExport(target, r, known, errors)
+    export = LoraExport(target, r, served_rank(r), errors)
+    held = Held(kind="adapter", rank=r, lost=max(errors.values()), base=base)
     with new_folder(target) as new:
         save_file(tensors, new / _WEIGHTS, metadata={"format": "pt"})
         write_json(new / _CONFIG, config)
-        (new / "README.md").write_text(_card(patch, export, base), encoding="utf-8")
+        (new / README).write_text(card(patch, held), encoding="utf-8")
     return export
 
 
@@ -115,40 +114,3 @@ def _factors(entry: Entry, rank: int | None) -> tuple[tuple[Tensor, Tensor], flo
     lost = float(values[kept:].norm()) / total if total > 0 else 0.0
     root = values[:kept].sqrt()
     return ((right[:, :kept] * root).T.float(), (left[:, :kept] * root).float()), lost
-
-
-def _card(patch: "Patch", export: LoraExport, base: str) -> str:
-    worst = max(export.errors.values())
-    exact = "exactly" if worst == 0 else f"with up to {worst:.2%} of a module's change cut off (Frobenius norm)"
-    serve = (
-        f"vLLM needs `--max-lora-rank {export.max_lora_rank}`."
-        if export.max_lora_rank is not None
-        else f"vLLM takes no LoRA of rank {export.rank}: export the merged model, or again with `rank=512`."
-    )
-    edits = [f"- {_sentence(edit)}" for edit in patch.edits[:20]]
-    more = len(patch.edits) - len(edits)
-    lines = [
-        "---",
-        "library_name: peft",
-        *([f"base_model: {base}"] if base else []),
-        "tags: [lora, knowledge-editing, retcon]",
-        "---",
-        f"# Retcon patch {patch.id}",
-        "",
-        f"{patch.summary}. This adapter holds it {exact}, at rank {export.rank}. {serve}",
-        "",
-        "```python",
-        "from peft import PeftModel",
-        "model = PeftModel.from_pretrained(model, folder)   # or: model.load_adapter(folder)",
-        "```",
-        "",
-        *edits,
-        *([f"- and {more} more"] if more > 0 else []),
-    ]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _sentence(edit: dict[str, Any]) -> str:
-    text = text_of(edit)
-    text = f"(withheld, {edit.get('id')})" if text is None else text
-    return " ".join(f"{text} **{edit.get('target_new', '')}**".split())

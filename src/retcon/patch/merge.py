@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from retcon.errors import PatchError, RetconWarning
 from retcon.patch.base import projection
+from retcon.patch.card import README, Held, card
 from retcon.patch.entries import refuse
 from retcon.patch.files import free_folder
 from retcon.patch.live import Applied, applied, check_order
@@ -99,6 +100,8 @@ def export_model(patch: "Patch", model: Any, tokenizer: Any, folder: str | Path)
                 tokenizer.save_pretrained(new)
             mark = {"patch": patch.id, "base": patch.base.to_dict(), "lost": lost, "history": patch.steps()}
             write_json(new / MARK, mark)
+            held = Held(kind="model", lost=max(lost.values(), default=0.0))
+            (new / README).write_text(card(patch, held), encoding="utf-8")
     finally:
         unmerge(patch, model)
         for name, value in kept.items():

@@ -3,29 +3,38 @@
 All three show failures first, and what the edit harmed beside what it achieved.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from retcon.evaluate import Report
-from retcon.metrics import METRICS
+from retcon.patch import Patch
+from retcon.report import heat, plots, words
+from retcon.report.cards import card
 from retcon.report.parts import (
     NONE,
     Answer,
     Kind,
     answer_table,
+    described,
+    escaped,
     figure_table,
     figures,
     flat,
     markdown_figures,
     markdown_table,
-    template,
+    page,
     written,
 )
 
 __all__ = ["html", "markdown", "table", "write"]
+
+SHOWN = 12
+"""How many answers a page shows at first; failures are all shown."""
 
 _HEADINGS: dict[Kind, str] = {"gain": "What the edit achieved", "harm": "What it harmed"}
 
@@ -37,7 +46,7 @@ def answers(report: Report) -> list[Answer]:
         said = case["answers"]
         if said["before"] is None and said["after"] is None:
             continue
-        good = case["metrics"].get("efficacy") == 1
+        good = case["metrics"].get(words.preferred(report.metrics, "efficacy")) == 1
         missed = len(case["missed"])
         note = f"{missed} {'paraphrase' if missed == 1 else 'paraphrases'} not changed" if missed else ""
         found.append(Answer(case["prompt"], case["target"], _said(said["before"]), _said(said["after"]), good, note))
@@ -59,9 +68,10 @@ def harms(report: Report) -> list[Answer]:
 
 def table(report: Report, *, rows: int = 10) -> RenderableType:
     """The report for a terminal, with at most `rows` answers and as many harms."""
-    parts: list[RenderableType] = [Text(_title(report), style="bold"), Text(_subtitle(report), style="dim")]
+    headline = Text(words.of_edits(report).sentence)
+    parts: list[RenderableType] = [Text(_title(report), style="bold"), headline, Text(_subtitle(report), style="dim")]
     for kind, heading in _HEADINGS.items():
-        shown = figures(report, kind, METRICS)
+        shown = figures(report, kind, described(report))
         if shown:
             parts += [Text(), figure_table(report, kind, heading, shown)]
     said, broken = answers(report), harms(report)
@@ -83,9 +93,11 @@ def table(report: Report, *, rows: int = 10) -> RenderableType:
 
 def markdown(report: Report, *, rows: int = 20) -> str:
     """The report as GitHub-flavoured Markdown, with at most `rows` answers and as many harms."""
-    lines = [f"# {_title(report)}", "", _subtitle(report), ""]
+    headline = words.of_edits(report)
+    lines = [f"# {_title(report)}", "", f"**{escaped(headline.sentence)}**", "", _subtitle(report), ""]
+    lines += [*(f"- {escaped(rule)}" for rule in headline.rules), ""]
     for kind, heading in _HEADINGS.items():
-        shown = figures(report, kind, METRICS)
+        shown = figures(report, kind, described(report))
         if shown:
             lines += [f"## {heading}", "", *markdown_figures(shown)]
     for heading, said in (("Answers, failures first", answers(report)), ("Neighbours that changed", harms(report))):
@@ -100,24 +112,52 @@ def markdown(report: Report, *, rows: int = 20) -> str:
 # ---- HTML -----------------------------------------------------------------------------------------------------------
 
 
-def html(report: Report) -> str:
-    """The report as one page without scripts or outside files, every case in it."""
-    return template().render(
+def html(
+    report: Report, patch: Patch | None = None, *, curves: Mapping[str, Mapping[str, Sequence[Any]]] | None = None
+) -> str:
+    """The report as one page without scripts or outside files, every case in it.
+
+    Args:
+        report: what was measured.
+        patch: the one that was on; with it the page shows where the edits went.
+        curves: of a run that edits in batches: by figure, how many `edits` had come and the figure `of_all` of them.
+    """
+    said = answers(report)
+    failed = [answer for answer in said if not answer.good]
+    caption = f"{len(failed)} of these {len(said)} are not as wanted." if report.edited else ""
+    shown = max(len(failed), SHOWN)
+    return page(
+        "report.html.jinja",
         report=report,
         title=_title(report),
+        headline=words.of_edits(report),
         subtitle=_subtitle(report),
-        sections=[(kind, heading, figures(report, kind, METRICS)) for kind, heading in _HEADINGS.items()],
-        answers=answers(report),
+        sections=[(kind, heading, figures(report, kind, described(report))) for kind, heading in _HEADINGS.items()],
+        answers=[("answers", _answers_heading(report), caption, said[:shown], said[shown:])],
         harms=harms(report),
+        where=None if patch is None else heat.where(patch),
         wanted="wanted",
         notes=[],
+        retention=_retention(curves or {}),
         provenance=flat(report.provenance),
     )
 
 
-def write(report: Report, folder: str | Path) -> list[Path]:
-    """Write `report.json`, `report.md` and `report.html` into a folder, each whole or not at all; their paths."""
-    return written(folder, {"json": report.to_json() + "\n", "md": markdown(report), "html": html(report)})
+def write(report: Report, folder: str | Path, *, patch: Patch | None = None) -> list[Path]:
+    """Write `report.json`, `report.md` and `report.html` into a folder, each whole or not at all; their paths.
+
+    Args:
+        report: what was measured.
+        folder: where; made if absent.
+        patch: the one that was on; with it the page shows where the edits went, and `card.md` is written too, the
+            README of the patch for a hub.
+    """
+    texts = {
+        "report.json": report.to_json() + "\n",
+        "report.md": markdown(report),
+        "report.html": html(report, patch),
+    }
+    return written(folder, texts if patch is None else texts | {"card.md": card(patch, report)})
 
 
 # ---- words and numbers ----------------------------------------------------------------------------------------------
@@ -140,6 +180,22 @@ def _subtitle(report: Report) -> str:
         parts.append(f"patch {patch['id']}")
     dtype = report.provenance.get("model", {}).get("dtype")
     return ", ".join([*parts, *([dtype] if dtype else []), f"{report.seconds:.1f} s"])
+
+
+def _retention(curves: Mapping[str, Mapping[str, Sequence[Any]]]) -> Markup | None:
+    """A line for each figure over all edits so far; None where none has two points."""
+    series = []
+    for name, curve in curves.items():
+        steps = zip(curve["edits"], curve["of_all"], strict=True)
+        known = tuple((float(n), float(value)) for n, value in steps if value is not None)
+        series += [plots.Series(name, known)] if len(known) > 1 else []
+    if not series:
+        return None
+    return plots.lines(series, title="Figures over all edits so far", x="edits so far", y="share")
+
+
+def _answers_heading(report: Report) -> str:
+    return "Answers, failures first" if report.edited else "Answers"
 
 
 def _said(text: str | None) -> str:

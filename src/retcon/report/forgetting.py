@@ -11,6 +11,9 @@ from rich.text import Text
 
 from retcon.evaluate import ForgetReport
 from retcon.metrics import FORGET_METRICS
+from retcon.patch import Patch
+from retcon.report import heat, words
+from retcon.report.cards import card
 from retcon.report.parts import (
     Answer,
     Kind,
@@ -22,12 +25,13 @@ from retcon.report.parts import (
     markdown_figures,
     markdown_table,
     number,
-    template,
+    page,
     written,
 )
 
 __all__ = ["html", "markdown", "table", "write"]
 
+_SHOWN = 12  # answers that a page shows at first, where fewer are failures
 _HEADINGS: dict[Kind, str] = {"gain": "What was forgotten", "harm": "What it harmed"}
 _NEAR_ZERO = ("privleak", "rel_diff")
 _SETS = {
@@ -39,7 +43,8 @@ _WAYS = {"chat": "through the chat template", "plain": "plainly"}
 
 def table(report: ForgetReport, *, rows: int = 10) -> RenderableType:
     """The report for a terminal, with at most `rows` answers of each set where it tells them."""
-    parts: list[RenderableType] = [Text(_title(report), style="bold"), Text(_subtitle(report), style="dim")]
+    headline = Text(words.of_forgetting(report).sentence)
+    parts: list[RenderableType] = [Text(_title(report), style="bold"), headline, Text(_subtitle(report), style="dim")]
     parts += [Text(f"warning: {warning}", style="yellow") for warning in report.warnings]
     for kind, heading in _HEADINGS.items():
         shown = figures(report, kind, FORGET_METRICS, _NEAR_ZERO)
@@ -55,7 +60,9 @@ def table(report: ForgetReport, *, rows: int = 10) -> RenderableType:
 
 def markdown(report: ForgetReport, *, rows: int = 20) -> str:
     """The report as GitHub-flavoured Markdown, with at most `rows` answers of each set where it tells them."""
-    lines = [f"# {_title(report)}", "", _subtitle(report), ""]
+    headline = words.of_forgetting(report)
+    lines = [f"# {_title(report)}", "", f"**{escaped(headline.sentence)}**", "", _subtitle(report), ""]
+    lines += [*(f"- {escaped(rule)}" for rule in headline.rules), ""]
     lines += [line for warning in report.warnings for line in (f"> **Warning:** {escaped(warning)}", "")]
     for kind, heading in _HEADINGS.items():
         shown = figures(report, kind, FORGET_METRICS, _NEAR_ZERO)
@@ -73,29 +80,40 @@ def markdown(report: ForgetReport, *, rows: int = 20) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def html(report: ForgetReport) -> str:
-    """The report as one page without scripts or outside files."""
-    return template().render(
+def html(report: ForgetReport, patch: Patch | None = None) -> str:
+    """The report as one page without scripts or outside files; with the patch, also where its change lies."""
+    return page(
+        "report.html.jinja",
         report=report,
         title=_title(report),
+        headline=words.of_forgetting(report),
         subtitle=_subtitle(report),
         sections=[
             (kind, heading, figures(report, kind, FORGET_METRICS, _NEAR_ZERO)) for kind, heading in _HEADINGS.items()
         ],
-        answers=[answer for name in _SETS for answer in _answers(report, name)],
+        answers=[_told(report, name, heading) for name, heading in _SETS.items()],
         harms=[],
+        where=None if patch is None else heat.where(patch),
         wanted="true answer",
         notes=[*(f"Warning: {warning}" for warning in report.warnings), *_notes(report)],
+        retention=None,
         provenance=flat(report.provenance),
     )
 
 
-def write(report: ForgetReport, folder: str | Path) -> list[Path]:
+def write(report: ForgetReport, folder: str | Path, *, patch: Patch | None = None) -> list[Path]:
     """Write `report.json`, `report.md` and `report.html` into a folder, each whole or not at all; their paths.
 
-    They tell what the report tells: questions and answers only if it was asked to reveal them.
+    They tell what the report tells: questions and answers only if it was asked to reveal them. With the patch that was
+    on, the page shows where its change lies, and `card.md`, the README of the patch for a hub, is written too; that
+    one tells neither questions nor answers in any case.
     """
-    return written(folder, {"json": report.to_json() + "\n", "md": markdown(report), "html": html(report)})
+    texts = {
+        "report.json": report.to_json() + "\n",
+        "report.md": markdown(report),
+        "report.html": html(report, patch),
+    }
+    return written(folder, texts if patch is None else texts | {"card.md": card(patch, report)})
 
 
 def _title(report: ForgetReport) -> str:
@@ -148,6 +166,13 @@ def _notes(report: ForgetReport) -> list[str]:
     if kind := report.provenance.get("kind"):
         found += [] if kind in report.warnings else [str(kind)]
     return found
+
+
+def _told(report: ForgetReport, name: str, heading: str) -> tuple[str, str, str, list[Answer], list[Answer]]:
+    """One set's answers as the page shows them: all that should be otherwise, then a few."""
+    said = _answers(report, name)
+    shown = max(sum(not answer.good for answer in said), _SHOWN)
+    return name, heading, f"{words.counted(len(said), 'question')}.", said[:shown], said[shown:]
 
 
 def _answers(report: ForgetReport, name: str) -> list[Answer]:

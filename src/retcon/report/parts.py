@@ -8,13 +8,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup, escape
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from retcon import storage
-from retcon.metrics import Metric
+from retcon import __version__, storage
+from retcon.metrics import METRICS, Metric
+from retcon.report import plots
+from retcon.report.differences import marked
 
 __all__ = [
     "NONE",
@@ -23,6 +26,7 @@ __all__ = [
     "Kind",
     "Shown",
     "answer_table",
+    "described",
     "escaped",
     "figure_table",
     "figures",
@@ -30,7 +34,7 @@ __all__ = [
     "markdown_figures",
     "markdown_table",
     "number",
-    "template",
+    "page",
     "written",
 ]
 
@@ -71,8 +75,8 @@ class Figure:
     change: str
     interval: str
     verdict: Literal["better", "worse", "same", ""]
-    share: tuple[float | None, float] | None
-    """Before and after for a bar from 0 to 1; None where the metric is no share or was not measured."""
+    picture: Markup
+    """The figure as a dot with its interval and where it was before; empty where nothing can be drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,18 @@ class Answer:
     after: str
     good: bool
     note: str = ""
+
+    @property
+    def marked(self) -> tuple[Markup, Markup]:
+        """Before and after as HTML, with what changed between them."""
+        if NONE in (self.before, self.after):
+            return escape(self.before), escape(self.after)
+        return marked(self.before, self.after)
+
+
+def described(report: Shown) -> Mapping[str, Metric]:
+    """How to read the figures of a report on edits."""
+    return METRICS
 
 
 def figures(report: Shown, kind: Kind, metrics: Mapping[str, Metric], near_zero: Collection[str] = ()) -> list[Figure]:
@@ -113,8 +129,24 @@ def _figure(report: Shown, name: str, metric: Metric, near_zero: bool) -> Figure
         change=change,
         interval="" if bounds is None else f"{number(bounds[0])} to {number(bounds[1])}",
         verdict=verdict,  # type: ignore[arg-type]
-        share=(before if report.edited else None, after) if metric.share and after is not None else None,
+        picture=_picture(name, before if report.edited else None, after, bounds, metric.share),
     )
+
+
+def _picture(
+    name: str, before: float | None, after: float | None, bounds: tuple[float, float] | None, share: bool
+) -> Markup:
+    """A share on a track from 0 to 1; another figure on one that just holds what is known of it."""
+    known = [value for value in (before, after, *(bounds or ())) if value is not None and math.isfinite(value)]
+    if after is None or not math.isfinite(after) or (len(set(known)) < 2 and not share):
+        return Markup("")
+    low, high = (0.0, 1.0) if share else (min(known), max(known))
+    pad = 0.0 if share else 0.08 * (high - low)
+    drawn = bounds if bounds is not None and all(map(math.isfinite, bounds)) else None
+    then = before if before is not None and math.isfinite(before) else None
+    told = f"{name} {number(after)}" + (f", before {number(then)}" if then is not None else "")
+    told += f", interval {number(drawn[0])} to {number(drawn[1])}" if drawn else ""
+    return plots.span(after, bounds=drawn, before=then, low=low - pad, high=high + pad, filled=share, label=told)
 
 
 def number(value: float | None) -> str:
@@ -188,20 +220,29 @@ def escaped(text: str) -> str:
     return flat
 
 
+def page(name: str, **content: Any) -> str:
+    """A page of the package filled in; whatever it does not get is an error."""
+    return _pages().get_template(name).render(version=__version__, **content)
+
+
 @cache
-def template() -> Template:
-    """The page that every report fills."""
-    text = resources.files("retcon").joinpath("data", "report.html.jinja").read_text(encoding="utf-8")
-    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        text
+def _pages() -> Environment:
+    """The pages by name; all text is escaped."""
+    folder = resources.files("retcon").joinpath("data")
+    return Environment(
+        loader=FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 
 def written(folder: str | Path, texts: Mapping[str, str]) -> list[Path]:
-    """Write `report.KIND` for each kind of text into a folder, each whole or not at all; their paths."""
+    """Write texts into a folder under their names, each whole or not at all; their paths."""
     paths = []
-    for kind, text in texts.items():
-        path = Path(folder) / f"report.{kind}"
+    for name, text in texts.items():
+        path = Path(folder) / name
         with storage.new_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
         paths.append(path)
