@@ -35,7 +35,13 @@ def test_the_demo_edits_measures_and_takes_back(
     out = tmp_path / "demo"
     said = retcon("demo", "--model", model, "--facts", FACTS, "--out", out, "--json")
     assert said.code == 0
-    assert sorted(path.name for path in out.iterdir()) == ["patch", "report.html", "report.json", "report.md"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "card.md",
+        "patch",
+        "report.html",
+        "report.json",
+        "report.md",
+    ]
     assert (said.json["n"], said.json["undone"], len(said.json["answers"])) == (10, True, 10)
     for words in ("To undo", "retcon ask --patch", "The Eiffel Tower"):
         assert words in said.err

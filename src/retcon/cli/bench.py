@@ -63,6 +63,7 @@ def run(
     with screen(output) as shown:
         from retcon import bench
         from retcon.bench import records
+        from retcon.report import bench as reports
 
         asked = bench.load(config)
         words = ["retcon", "bench", config, "--out", str(out), *(["--only", *only] if only else [])]
@@ -75,11 +76,16 @@ def run(
             return
         rows = work.run(plan)
         _show_rows(shown, rows)
+        written = reports.write(rows, out / "report", title=Path(config).stem)
         shown.say(f"Written: {out / 'rows.jsonl'} and rows.md; patches and cases are beside them.")
+        shown.say(f"The report: {written[-1]}")
         if not records.parquet():
             shown.say(f"Cases are JSONL in gzip; with pyarrow ({records.EXTRA}) they are Parquet.")
         failed = [row for row in rows if "failed" in row]
-        shown.result({"out": str(out), "cells": len(rows), "failed": len(failed), "rows": rows})
+        shown.result({
+            "out": str(out), "cells": len(rows), "failed": len(failed), "rows": rows,
+            "report": [str(path) for path in written],
+        })  # fmt: skip
         if failed:
             raise RetconError(
                 f"{len(failed)} of {len(rows)} cells failed, and the same command tries them again; the first is "

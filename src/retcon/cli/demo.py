@@ -65,7 +65,7 @@ def run(
         report = evaluate(lm, cases, patch=patch)
         show.print(reports.table(report, rows=len(cases)))
         undone = answers(lm, prompts) == before
-        written = [out / "patch", *reports.write(report, out)]
+        written = [out / "patch", *reports.write(report, out, patch=patch)]
         seconds = sum(patch.info["seconds"].values())
         show.say(f"The patch: {patch.summary}; {seconds:.0f} s to compute, {report.seconds:.0f} s to measure.")
         show.say("Written: " + ", ".join(str(path) for path in written))
