@@ -16,6 +16,7 @@ MEASUREMENTS: dict[str, Callable[[], None]] = {
     "quality_rome_1": partial(quality.single, "rome"),
     "cost_statistics": costs.statistics,
     "cost_evaluation": costs.evaluation,
+    "cost_generation": costs.generation,
     "cost_locating": costs.locating,
     **methods.cells(),
     **ece.cells(),

@@ -3,15 +3,22 @@
 from typing import Any
 
 import torch
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from benchmarks import common
 from retcon import forward, stats, tokens
-from retcon.evaluate import evaluate
+from retcon.evaluate import evaluate, plan
+from retcon.evaluate.answers import Answers, Ids
+from retcon.evaluate.generating import said
+from retcon.evaluate.sampling import sampled
 from retcon.lm import LM
 from retcon.locate import How, Kind, Tracing, attribute, suggest, trace
 from retcon.methods.family import edited_layers
 
 TRACED, SUGGESTED = 10, 30
+SAMPLED, SAMPLED_OF = 20, 1000
+"""Cases whose prompts are answered in two ways, and of how many they are a sample."""
+FREE = ("efficacy_gen", "generalization_gen", "specificity_gen")
 INTEGRATED = 2
 """Facts for integrated gradients, which take 20 evaluations for each of all layers."""
 
@@ -53,6 +60,69 @@ def locating() -> None:
         "rule_of_depth": list(edited_layers(lm, None)),
     }
     common.keep("cost_locating", figures, lm)
+
+
+def generation() -> None:
+    """Free-running answers to the prompts of 20 sampled cases: all together, and one prompt at a time with `generate`.
+
+    Both write greedily, by as many tokens at most, to the end token or the end of the line; distinct prompts alone
+    count, so nothing is won by asking each once.
+    """
+    lm = LM.load(common.MODEL)
+    cases = sampled(common.cases(SAMPLED_OF), SAMPLED, 0)
+    asked = plan.make(lm, cases, plan.resolve(FREE), [], None)
+    most = plan.asked_freely(asked, {}) | plan.neighbour_openings(asked)
+    few = dict(list(most.items())[:2])
+    alone(lm, few)
+    Answers(lm).free(few)
+    together, fast = common.timed(lambda: Answers(lm).free(most))
+    single, slow = common.timed(lambda: alone(lm, most))
+    again, repeated = common.timed(lambda: Answers(lm).free(most))
+    assert together == again
+    best = min(fast, repeated)
+    same = sum(said(lm, together[prompt]) == said(lm, single[prompt]) for prompt in most)
+    figures: dict[str, Any] = {
+        "cases": len(cases),
+        "prompts": len(most),
+        "most_tokens": max(most.values()),
+        "written_tokens": sum(map(len, together.values())),
+        "together_seconds": [round(fast, 2), round(repeated, 2)],
+        "one_at_a_time_seconds": round(slow, 2),
+        "times_faster": round(slow / best, 2),
+        "same_text": same,
+    }
+    common.keep("cost_generation", figures, lm)
+
+
+def alone(lm: LM, most: dict[Ids, int]) -> dict[Ids, Ids]:
+    """What `generate` writes to one prompt after the other."""
+    ends: Any = forward.end_ids(lm)
+    found = {}
+    with lm.inference():
+        for prompt, limit in most.items():
+            ids = torch.tensor([prompt], device=lm.device)
+            config = GenerationConfig(
+                max_new_tokens=limit, do_sample=False, eos_token_id=ends or None, pad_token_id=ends[0] if ends else 0
+            )
+            stop = StoppingCriteriaList([_LineBreak(lm, len(prompt))])
+            model: Any = lm.model
+            out = model.generate(
+                ids, attention_mask=torch.ones_like(ids), generation_config=config, stopping_criteria=stop
+            )
+            row = out[0, len(prompt) :].tolist()
+            found[prompt] = tuple(token for token in row if token not in ends)
+    return found
+
+
+class _LineBreak(StoppingCriteria):
+    """Ends a text at the first line break after something that is no white space."""
+
+    def __init__(self, lm: LM, start: int) -> None:
+        self._lm, self._start = lm, start
+
+    def __call__(self, ids: torch.Tensor, _scores: Any, **_options: Any) -> torch.Tensor:
+        broken = ["\n" in tokens.decode(self._lm, row).lstrip() for row in ids[:, self._start :].tolist()]
+        return torch.tensor(broken, device=ids.device)
 
 
 def evaluation() -> None:

@@ -9,17 +9,19 @@ from typing import Any
 
 from benchmarks import common, quality
 from retcon import storage
-from retcon.evaluate import evaluate
+from retcon.evaluate import evaluate, retention_step
 from retcon.lm import LM
 from retcon.memory import peak_memory_mb
 from retcon.methods import Method
 from retcon.patch import Patch
-from retcon.requests import Edit, load_cases
+from retcon.requests import Case, Edit, load_cases
 
 TEN_THOUSAND = common.DATA / "editing" / "counterfact_10k.jsonl.gz"
 FACTS, BATCH = 1000, 100
 SEQUENTIAL = ("memit", "alphaedit", "ece", "eamet", "ultraedit")
 SCALE = {"memit": 10_000, "ultraedit": 10_000, "eamet": 3_000, "alphaedit": 3_000}
+FOLLOWED = ("efficacy", "efficacy_gen")
+"""What is measured of all facts so far, after each batch."""
 JUDGED = 200
 JUDGED_AT_SCALE = 500
 
@@ -30,26 +32,26 @@ def folded(
     """Edits in batches, each on top of those before it, and after each what is still held; goes on where it stopped."""
     patch: Patch | None = None
     curve: list[dict[str, Any]] = []
-    for step in range(-(-len(edits) // batch)):
+    batches = [[Case(edit) for edit in edits[at : at + batch]] for at in range(0, len(edits), batch)]
+    for step, added in enumerate(batches):
         here, told = folder / f"{step}", folder / f"{step}.json"
         if told.is_file():
             curve.append(json.loads(told.read_text(encoding="utf-8")))
             continue
         if step and patch is None:
             patch = Patch.load(folder / f"{step - 1}")
-        stop = min((step + 1) * batch, len(edits))
-        patch = method.edit(lm, edits[step * batch : stop], state=patch)
-        held = common.held(lm, edits[:stop], patch)
+        patch = method.edit(lm, [case.edit for case in added], state=patch)
+        kept = retention_step(lm, batches[: step + 1], patch, metrics=FOLLOWED)
         curve.append({
-            "facts": stop,
-            "efficacy": common.mean(held),
-            "efficacy_by_batch": [common.mean(held[at : at + batch]) for at in range(0, stop, batch)],
+            "facts": kept["efficacy"].edits,
+            **{name: found.of_all for name, found in kept.items()},
+            **{f"{name}_by_batch": list(found.by_batch) for name, found in kept.items()},
             "seconds": patch.info["seconds"],
             "notes": common.notes(patch),
         })  # fmt: skip
         patch.save(here)
         storage.write_json(told, curve[-1])
-        common.say(f"{method.name} {stop}: {curve[-1]['efficacy']:.3f} of all facts so far")
+        common.say(f"{method.name} {curve[-1]['facts']}: {curve[-1]['efficacy']:.3f} of all facts so far")
     return patch or Patch.load(folder / f"{len(curve) - 1}"), curve
 
 

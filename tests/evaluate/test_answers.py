@@ -8,7 +8,7 @@ import pytest
 
 from retcon import forward
 from retcon.caches import Store
-from retcon.evaluate import answers
+from retcon.evaluate import answers, generating
 from retcon.evaluate.answers import Answers, place
 from retcon.forward import Scored
 from retcon.lm import LM
@@ -83,6 +83,26 @@ def test_generations_come_back_from_the_store(lm: LM, tmp_path: Path, monkeypatc
     Answers(lm, store).greedy([PROMPT], 4, stop_at_eos=True)
     Answers(lm, store).sample([PROMPT, OTHER, PROMPT], 4, top_k=50, seed=4)
     assert len(seen.items) == 1 + 1 + 3
+
+
+def test_what_is_written_freely_comes_back_from_the_store_by_its_length(
+    lm: LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    real = generating.written
+
+    def counted(lm: LM, prompts: Sequence[Any], most: Sequence[int]) -> Any:
+        asked.extend(zip(prompts, most, strict=True))
+        return real(lm, prompts, most)
+
+    monkeypatch.setattr(answers, "written", counted)
+    store = Store(tmp_path / "answers.sqlite")
+    first = Answers(lm, store).free({PROMPT: 4, OTHER: 6})
+    assert [len(row) for row in first.values()] == [4, 6]
+    assert Answers(lm, store).free({OTHER: 6, PROMPT: 4}) == first
+    assert asked == [(PROMPT, 4), (OTHER, 6)]
+    Answers(lm, store).free({PROMPT: 5})
+    assert asked[2:] == [(PROMPT, 5)]
 
 
 def test_scores_survive_the_store_exactly(lm: LM, tmp_path: Path) -> None:

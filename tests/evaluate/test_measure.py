@@ -1,18 +1,21 @@
 """From answers to figures."""
 
 import math
+from collections.abc import Mapping
 
 import pytest
 
 from retcon.evaluate.answers import Answers, Ids, Pair
-from retcon.evaluate.measure import Values, figures, intervals, measure
+from retcon.evaluate.measure import Unedited, Values, figures, intervals, measure
 from retcon.evaluate.plan import CaseQuestions, Plan, Question
 from retcon.forward import Scored
 from retcon.lm import LM
 from retcon.metrics import METRICS
 from retcon.testing import tiny_model, tiny_tokenizer
+from retcon.tokens import target_ids
 
 ALL = frozenset(METRICS)
+FREE = frozenset(name for name in METRICS if name.endswith("_gen"))
 NEW, OLD, TRUE, SAID = (7,), (8, 9), (5,), (3, 4)
 
 
@@ -24,9 +27,14 @@ def lm() -> LM:
 class Told(Answers):
     """Answers that the test makes up."""
 
-    def __init__(self, lm: LM, scores: dict[Pair, Scored]) -> None:
+    def __init__(self, lm: LM, scores: dict[Pair, Scored], written: dict[Ids, Ids] | None = None) -> None:
         super().__init__(lm)
-        self.scores = scores
+        self.scores, self.written = scores, written or {}
+        self.asked: dict[Ids, int] = {}
+
+    def free(self, most: Mapping[Ids, int]) -> dict[Ids, Ids]:
+        self.asked |= most
+        return {prompt: self.written[prompt] for prompt in most}
 
     def score(self, pairs: object, *, batch_tokens: int = 0) -> dict[Pair, Scored]:
         return self.scores
@@ -87,8 +95,11 @@ def test_each_figure_reads_its_own_prompts(lm: LM) -> None:
         ((0,), (1, 2)): miss(-1.0, -3.0),
     }
     plan = Plan(ALL, (one,), (((0,), (1, 2)),))
-    values = measure(lm, plan, Told(lm, scores), {(n,): SAID for n in (8, 9, 10)})
-    assert figures(ALL, values) == {
+    drift: dict[Ids, float] = {(8,): 0.5, (9,): 0.25, (10,): 0.0}
+    values = measure(lm, plan, Told(lm, scores), Unedited({(n,): SAID for n in (8, 9, 10)}, drift=drift))
+    found = figures(ALL, values)
+    assert {found.pop(name) for name in FREE} == {None}
+    assert found == {
         "efficacy": 1.0,
         "efficacy_prob": 1.0,
         "efficacy_prefixed": 0.75,
@@ -96,6 +107,7 @@ def test_each_figure_reads_its_own_prompts(lm: LM) -> None:
         "generalization_prob": 0.5,
         "specificity": pytest.approx(1 / 3),
         "specificity_prob": pytest.approx(2 / 3),
+        "neighbourhood_kl": 0.25,
         "score": pytest.approx(3 / (1 + 2 + 3)),
         "fluency": None,
         "perplexity": pytest.approx(math.exp(2)),
@@ -107,12 +119,55 @@ def test_each_figure_reads_its_own_prompts(lm: LM) -> None:
 
 def test_the_unedited_model_agrees_with_itself(lm: LM) -> None:
     plan = Plan(frozenset({"specificity"}), (case(question(1), neighbours=(question(2, TRUE),)),), ())
-    assert measure(lm, plan, Told(lm, {}), None).cases == [{"specificity": 1.0}]
+    assert measure(lm, plan, Told(lm, {}), Unedited(), edited=False).cases == [{"specificity": 1.0}]
+    plan = Plan(frozenset({"neighbourhood_kl"}), plan.cases, ())
+    assert measure(lm, plan, Told(lm, {}), Unedited(), edited=False).cases == [{"neighbourhood_kl": 0.0}]
+
+
+def test_what_the_model_writes_must_begin_with_an_accepted_answer(lm: LM) -> None:
+    def open_question(name: int, *accepted: str, kind: str | None = None) -> Question:
+        return Question(f"prompt {name}", (name,), (), (), accepted, 10, kind)
+
+    one = CaseQuestions(
+        open_question(1, "Rome", "Roma"),
+        (),
+        (open_question(2, "Rome", "Roma"), open_question(3, "Rome", "Roma")),
+        (open_question(6, "London"), open_question(7, "Leeds"), open_question(8, "York")),
+        None,
+        (open_question(4, "Italy", kind="two-hop"), open_question(5, "Tiber", kind="alias")),
+    )
+    texts = {1: "ROMA, a city", 2: "not Rome", 3: "the Rome.", 4: "Italian", 5: "Tiber", 6: "London", 7: "Hull"}
+    written: dict[Ids, Ids] = {(n,): tuple(target_ids(lm, "It is", text)) for n, text in texts.items()}
+    free = Told(lm, {}, written)
+    base = Unedited(said={(6,): "London", (7,): "Leeds", (8,): "Hull"})
+    values = measure(lm, Plan(FREE, (one,), ()), free, base)
+    assert values.cases == [
+        {
+            "efficacy_gen": 1.0,
+            "generalization_gen": 0.5,
+            "portability_gen": 0.5,
+            "two_hop_gen": 0.0,
+            "specificity_gen": 0.5,  # York was not known before
+        }
+    ]
+    assert free.asked == {(n,): 10 for n in range(1, 8)}
+    assert values.said == ["ROMA, a city"]
+    assert [(found.text, found.right) for found in values.portability[0]] == [("Italian", 0.0), ("Tiber", 1.0)]
+    before = measure(lm, Plan(FREE, (one,), ()), Told(lm, {}, written), base, edited=False)
+    assert before.cases[0]["specificity_gen"] == 1.0
+
+
+def test_passages_have_a_value_a_length(lm: LM) -> None:
+    behind = ((0, (question(1),)), (50, (question(2), question(3))))
+    one = CaseQuestions(question(1), (), (), (), None, passages=behind)
+    scores: dict[Pair, Scored] = {((1,), NEW): hit(-1.0), ((2,), NEW): hit(-1.0), ((3,), NEW): miss(-1.0)}
+    values = measure(lm, Plan(frozenset(), (one,), ()), Told(lm, scores), Unedited())
+    assert values.passages == [{0: 1.0, 50: 0.5}]
 
 
 def test_missing_content_gives_none_never_zero(lm: LM) -> None:
     plan = Plan(ALL, (case(question(1)),), ())
-    values = measure(lm, plan, Told(lm, {((1,), NEW): miss(-1.0)}), {})
+    values = measure(lm, plan, Told(lm, {((1,), NEW): miss(-1.0)}), Unedited())
     found = figures(ALL, values)
     assert found.pop("efficacy") == 0.0
     assert set(found.values()) == {None}

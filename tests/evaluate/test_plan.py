@@ -6,7 +6,18 @@ import pytest
 
 from retcon import tokens
 from retcon.errors import RetconError
-from retcon.evaluate.plan import FLUENCY_CASES, WINDOW, make, pairs, read, resolve, text_pairs
+from retcon.evaluate.generating import MOST_TOKENS, budget
+from retcon.evaluate.plan import (
+    FLUENCY_CASES,
+    WINDOW,
+    asked_freely,
+    make,
+    neighbour_openings,
+    pairs,
+    read,
+    resolve,
+    text_pairs,
+)
 from retcon.lm import LM
 from retcon.metrics import METRICS
 from retcon.requests import Case, Edit, Probe
@@ -25,7 +36,7 @@ def lm() -> LM:
 def test_score_brings_its_parts_and_unknown_names_are_refused() -> None:
     assert resolve(["score"]) == {"score", "efficacy", "generalization", "specificity"}
     assert resolve(list(METRICS)) == set(METRICS)
-    with pytest.raises(RetconError, match="no metric 'accuracy'; choose from efficacy, "):
+    with pytest.raises(RetconError, match="no metric 'accuracy'; choose from efficacy_gen, "):
         resolve(["accuracy"])
 
 
@@ -75,6 +86,49 @@ def test_free_text_begins_with_the_first_generation_prompt_for_a_stated_number_o
     assert plan.cases[0].opening == tuple(tokens.encode(lm, "The Blue Tower stands"))
     assert plan.cases[1].opening == tuple(tokens.encode(lm, EDIT.text))
     assert sum(one.opening is not None for one in plan.cases) == FLUENCY_CASES
+
+
+def test_aliases_and_answers_are_accepted_where_the_model_writes_freely(lm: LM) -> None:
+    hops = (Probe("The country of the tower is", ("Italy", "Italia"), "two-hop"), Probe("Its river is", ("Tiber",)))
+    case = Case(EDIT, CASE.paraphrases, CASE.neighbours, portability=hops, aliases=("Roma", "the city of Rome"))
+    made = make(lm, [case], resolve(["efficacy_gen", "generalization_gen", "portability_gen"]), [], None).cases[0]
+    assert made.edit.accepted == made.paraphrases[0].accepted == ("Rome", "Roma", "the city of Rome")
+    asked = [(one.accepted, one.kind) for one in made.portability]
+    assert asked == [(("Italy", "Italia"), "two-hop"), (("Tiber",), None)]
+    longest = max(len(tokens.target_ids(lm, EDIT.text, name)) for name in made.edit.accepted)
+    assert made.edit.most == budget(longest) <= MOST_TOKENS
+    assert made.neighbours == ()
+    [only] = make(lm, [case], resolve(["two_hop_gen"]), [], None).cases[0].portability
+    assert only.kind == "two-hop"
+
+
+def test_neighbours_are_asked_freely_where_the_unedited_model_is_right(lm: LM) -> None:
+    plan = make(lm, [CASE], resolve(["specificity_gen"]), [], None)
+    near = plan.cases[0].neighbours[0]
+    assert neighbour_openings(plan) == {near.prompt: near.most}
+    assert asked_freely(plan, {near.prompt: "London, of course"}) == {near.prompt: near.most}
+    assert asked_freely(plan, {near.prompt: "Leeds"}) == asked_freely(plan, {}) == {}
+
+
+def test_an_answer_that_ends_the_text_is_looked_for_without_its_end_token(lm: LM) -> None:
+    edit = Edit("{} is in the city of", "the Blue Tower", f"Rome{lm.tokenizer.eos_token}")
+    assert make(lm, [Case(edit)], resolve(["efficacy_gen"]), [], None).cases[0].edit.accepted == ("Rome",)
+
+
+def test_a_prompt_without_room_for_an_answer_is_not_asked_freely(lm: LM) -> None:
+    case = Case(Edit("in the city " * 90 + "{} is", "Rome", "old"))
+    assert asked_freely(make(lm, [case], resolve(["efficacy_gen"]), [], None), {}) == {}
+
+
+def test_running_text_stands_before_the_edit_prompt(lm: LM) -> None:
+    plan = make(lm, [CASE], resolve(["efficacy"]), [], None, {0: [], 5: ["It rained", "He ran."]})
+    (none, [bare]), (five, behind) = plan.cases[0].passages
+    assert (none, bare.prompt, five) == (0, plan.cases[0].edit.prompt, 5)
+    texts = [tokens.decode(lm, list(one.prompt)) for one in behind]
+    assert texts == [f"It rained. {EDIT.text}", f"He ran. {EDIT.text}"]
+    assert {(one.prompt, one.new) for one in (bare, *behind)} <= set(pairs(plan, {}))
+    with pytest.raises(RetconError, match="256 tokens"):
+        make(lm, [CASE], resolve(["efficacy"]), [], None, {300: ["in the city " * 90]})
 
 
 def test_text_that_would_not_fit_the_model_is_not_written(lm: LM) -> None:

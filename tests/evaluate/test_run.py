@@ -1,91 +1,22 @@
 """The whole evaluation on a tiny model, against a slow reading of the definitions."""
 
 import random
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from tests.evaluate.conftest import PREFIXES, TEXT, Slow, average
 
 from retcon import forward, tokens
 from retcon.errors import RetconError
-from retcon.evaluate import Report, evaluate
+from retcon.evaluate import Report, answers, evaluate, generating
 from retcon.lm import LM
 from retcon.metrics import METRICS
-from retcon.patch import LowRank, Patch, Step, active, describe_base
-from retcon.requests import Case, Probe
+from retcon.patch import Patch, active
+from retcon.requests import Case
 from retcon.testing import tiny_edits, tiny_model, tiny_tokenizer
 
-TEXT = "The tower is located in the city of Paris, and the river is in the north of the country. " * 12
-PREFIXES = ["It rained", "She was born by the sea"]
-PLACES = ("Lima", "Cairo", "Rome", "Chicago")
 QUICK = [name for name in METRICS if name != "fluency"]  # without a hundred tokens a case
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RETCON_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def lm() -> LM:
-    return LM.wrap(tiny_model("llama"), tiny_tokenizer(), name="tiny")
-
-
-@pytest.fixture(scope="module")
-def cases() -> list[Case]:
-    neighbours = [
-        tuple(Probe(edit.prompt.replace("{}", f"{place} {n}"), ("the sea",)) for place in PLACES)
-        for n, edit in enumerate(tiny_edits(8))
-    ]
-    return [
-        Case(edit, (f"Tell me: {edit.text}", f"{edit.text} the"), near)
-        for edit, near in zip(tiny_edits(8), neighbours, strict=True)
-    ]
-
-
-@pytest.fixture(scope="module")
-def patch(lm: LM) -> Patch:
-    """A small random change of one layer, so that some neighbours change and some do not."""
-    path = lm.arch.mlp_out[2]
-    draw = torch.Generator().manual_seed(0)
-    entry = LowRank(torch.randn(64, 2, generator=draw) * 0.4, torch.randn(112, 2, generator=draw) * 0.15)
-    base = describe_base(lm.model, [path], name="tiny")
-    return Patch({path: entry}, base, (Step(method="random", edits=({"prompt": "p", "target_new": "t"},)),))
-
-
-class Slow:
-    """The definitions, one prompt at a time, on logits of the whole row."""
-
-    def __init__(self, lm: LM) -> None:
-        self.lm = lm
-
-    def logprobs(self, ids: list[int]) -> torch.Tensor:
-        with torch.no_grad():
-            logits: torch.Tensor = self.lm.model(torch.tensor([ids])).logits[0]
-            return logits.double().log_softmax(-1)
-
-    def gives(self, prompt: str, answer: str) -> float:
-        start, wanted = tokens.encode(self.lm, prompt), tokens.target_ids(self.lm, prompt, answer)
-        rows = self.logprobs(start + wanted)[len(start) - 1 : -1]
-        return float(rows.argmax(-1).tolist() == wanted)
-
-    def mean_logprob(self, prompt: str, answer: str) -> float:
-        start, wanted = tokens.encode(self.lm, prompt), tokens.target_ids(self.lm, prompt, answer)
-        rows = self.logprobs(start + wanted)[len(start) - 1 : -1]
-        return float(rows[range(len(wanted)), wanted].mean())
-
-    def says(self, prompt: str, n: int) -> list[int]:
-        ids = start = tokens.encode(self.lm, prompt)
-        for _ in range(n):
-            ids = [*ids, int(self.logprobs(ids)[-1].argmax())]
-        return ids[len(start) :]
-
-
-def average(values: Iterator[float]) -> float:
-    known = list(values)
-    return sum(known) / len(known)
+ABSENT = {"portability_gen", "two_hop_gen", "specificity_gen"}  # no such questions, and no neighbour is known
 
 
 def test_figures_are_those_of_the_definitions(lm: LM, cases: list[Case], patch: Patch) -> None:
@@ -147,6 +78,7 @@ def test_the_unedited_model_is_not_asked_twice(
     first = evaluate(lm, cases, patch=patch, text=TEXT)
     for name in ("score", "greedy", "sample"):
         monkeypatch.setattr(forward, name, _only_while(patch, lm, getattr(forward, name)))
+    monkeypatch.setattr(answers, "written", _only_while(patch, lm, generating.written))
     again = evaluate(lm, cases, patch=patch, text=TEXT)
     assert (again.metrics, again.before, again.cases) == (first.metrics, first.before, first.cases)
     assert again.provenance["prefixes"] == first.provenance["prefixes"]
@@ -202,9 +134,9 @@ def test_only_the_asked_figures_are_given(lm: LM, cases: list[Case], patch: Patc
 def test_missing_content_gives_none(lm: LM, cases: list[Case], patch: Patch) -> None:
     bare = [Case(edit) for edit in tiny_edits(2)]
     report = evaluate(lm, bare, patch=patch, prefixes=[], text=TEXT)
-    assert {name for name, value in report.metrics.items() if value is None} == {
-        *("efficacy_prefixed", "generalization", "generalization_prob", "specificity", "specificity_prob", "score")
-    }
+    held = ("efficacy_gen", "efficacy", "efficacy_prob", "fluency", "perplexity", "log_perplexity")
+    assert [name for name, value in report.metrics.items() if value is not None] == list(held)
+    assert report.details == {}
 
 
 def test_a_sample_is_seeded_and_keeps_the_order(lm: LM, cases: list[Case]) -> None:
@@ -224,7 +156,7 @@ def test_a_sample_is_seeded_and_keeps_the_order(lm: LM, cases: list[Case]) -> No
 
 def test_every_edited_figure_of_many_subjects_has_an_interval(lm: LM, cases: list[Case], patch: Patch) -> None:
     report = evaluate(lm, cases, patch=patch, text=TEXT, prefixes=PREFIXES)
-    assert set(report.intervals) == set(METRICS)
+    assert set(report.intervals) == set(METRICS) - ABSENT
     for name, (low, high) in report.intervals.items():
         value = report.metrics[name]
         assert value is not None
@@ -292,5 +224,5 @@ def test_provenance_tells_how_to_repeat_it(lm: LM, cases: list[Case], patch: Pat
 def test_other_families_and_tokenizers_are_measured_too(family: str, cases: list[Case]) -> None:
     other = LM.wrap(tiny_model(family), tiny_tokenizer("sentencepiece"))
     report = evaluate(other, cases[:3], prefixes=PREFIXES, text=TEXT)
-    assert None not in report.metrics.values()
+    assert {name for name, value in report.metrics.items() if value is None} == ABSENT
     assert report.provenance["model"]["bos"] == ["<s>"]

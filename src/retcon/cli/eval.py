@@ -26,6 +26,10 @@ def run(
     sample: int | None = None,
     metrics: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
     text: Path | None = None,
+    prefix_tokens: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative=())] = (),
+    tasks: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
+    task_files: Path | None = None,
+    harness: Annotated[bool, Parameter(negative=())] = False,
     out: Path | None = None,
     seed: int = 0,
     skip_bad: Annotated[bool, Parameter(negative=())] = False,
@@ -52,9 +56,23 @@ def run(
         Judge a seeded sample of so many; figures carry their interval.
     metrics
         The figures wanted, with spaces or commas between them; by default all of edits, and those of forgetting that
-        need nothing more than questions. Of forgetting also: all, rouge, membership.
+        need nothing more than questions. Of edits: efficacy_gen, efficacy, efficacy_prob, efficacy_prefixed,
+        generalization_gen, generalization, generalization_prob, portability_gen, two_hop_gen, specificity_gen,
+        specificity, specificity_prob, neighbourhood_kl, score, fluency, perplexity, log_perplexity. Names with _gen
+        let the model write by itself; docs/evaluate.md has the rule of each. Of forgetting also: all, rouge,
+        membership.
     text
-        With --cases: the text for perplexity; by default a small one that comes with Retcon.
+        With --cases: the text for perplexity, and for --prefix-tokens; by default a small one that comes with Retcon.
+    prefix_tokens
+        With --cases: put running text of so many tokens before the edit prompts, such as 0 5 50 100 200; the figures
+        stand in the details of --json and of report.json.
+    tasks
+        With --cases: tasks of general ability, before and after: arithmetic, word_order, common_sense, which come with
+        Retcon; and any of lm-evaluation-harness, with `pip install 'retcon-lm[lm-eval]'`.
+    task_files
+        With --tasks: a folder with tasks of your own for lm-evaluation-harness, as YAML.
+    harness
+        With --tasks: score our own tasks through lm-evaluation-harness too.
     out
         A folder for report.html, report.md and report.json.
     seed
@@ -67,8 +85,9 @@ def run(
         Keep the unedited model's answers on disk, and use those kept.
     """
     with screen(output) as show:
-        _check(cases, text, forgetting_options)
-        names = [name for group in metrics for name in group.split(",") if name]
+        named = {"--text": text, "--prefix-tokens": prefix_tokens, "--tasks": tasks, "--task-files": task_files}
+        _check(cases, [name for name, value in named.items() if value], forgetting_options)
+        names = _split(metrics)
         if forgetting_options.forget is not None:
             common = Common(
                 patch=patch, limit=limit, sample=sample, metrics=names, out=out, seed=seed, skip_bad=skip_bad,
@@ -92,6 +111,10 @@ def run(
             seed=seed,
             text=text,
             sample=sample,
+            prefix_tokens=prefix_tokens,
+            tasks=_split(tasks),
+            task_files=task_files,
+            harness=harness,
             cache=cache,
             provenance={
                 "command": command_line(),
@@ -105,12 +128,17 @@ def run(
         show.result(report.to_dict() | {"report": [str(path) for path in written]})
 
 
-def _check(cases: Path | None, text: Path | None, options: ForgetOptions) -> None:
-    """Refuse what does not go together."""
+def _split(words: tuple[str, ...]) -> list[str]:
+    """Names with spaces or commas between them."""
+    return [name for group in words for name in group.split(",") if name]
+
+
+def _check(cases: Path | None, of_edits: list[str], options: ForgetOptions) -> None:
+    """Refuse what does not go together; `of_edits` are options given that only --cases knows."""
     if (cases is None) == (options.forget is None):
         given = "both are given" if cases is not None else "neither is given"
         raise RetconError(f"give --cases FILE to judge edits or --forget FILE to judge forgetting; {given}")
     if cases is not None and (foreign := options.given()):
         raise RetconError(f"{foreign[0]} belongs to --forget; leave it out, or give --forget FILE instead of --cases")
-    if options.forget is not None and text is not None:
-        raise RetconError("--text belongs to --cases; leave it out, or give --cases FILE instead of --forget")
+    if options.forget is not None and of_edits:
+        raise RetconError(f"{of_edits[0]} belongs to --cases; leave it out, or give --cases FILE instead of --forget")

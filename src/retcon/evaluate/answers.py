@@ -12,6 +12,7 @@ import numpy as np
 from retcon import forward, storage
 from retcon.caches import Store
 from retcon.evaluate.detail import Detail, details
+from retcon.evaluate.generating import written
 from retcon.forward import Scored
 from retcon.lm import LM
 from retcon.patch import active
@@ -83,6 +84,18 @@ class Answers:
             rows = forward.greedy(
                 self._lm, [list(prompt) for prompt in missing], max_new_tokens=max_new_tokens, stop_at_eos=stop_at_eos
             )
+            new = {prompt: tuple(row) for prompt, row in zip(missing, rows, strict=True)}
+            self._keep({keys[prompt]: _id_bytes(row) for prompt, row in new.items()})
+            found |= new
+        return found
+
+    def free(self, most: Mapping[Ids, int]) -> dict[Ids, Ids]:
+        """What the model writes by itself after each prompt, by so many tokens at most: `generating.written`."""
+        keys = {prompt: _key("free", prompt, (limit,)) for prompt, limit in most.items()}
+        found = {prompt: _ids(value) for prompt, value in self._recall(keys).items()}
+        missing = [prompt for prompt in keys if prompt not in found]
+        if missing:
+            rows = written(self._lm, missing, [most[prompt] for prompt in missing])
             new = {prompt: tuple(row) for prompt, row in zip(missing, rows, strict=True)}
             self._keep({keys[prompt]: _id_bytes(row) for prompt, row in new.items()})
             found |= new

@@ -7,17 +7,19 @@ import numpy as np
 
 from retcon import tokens
 from retcon.evaluate.answers import Answers, Ids, Pair
-from retcon.evaluate.plan import FLUENCY_TOKENS, CaseQuestions, Plan, Question, pairs
+from retcon.evaluate.generating import said
+from retcon.evaluate.plan import FLUENCY_TOKENS, TWO_HOP, CaseQuestions, Plan, Question, asked_freely, pairs
 from retcon.forward import Scored
 from retcon.lm import LM
 from retcon.metrics import METRICS
 from retcon.metrics.fluency import fluency
 from retcon.metrics.intervals import interval, resample_means
+from retcon.metrics.match import gen_start
 from retcon.metrics.perplexity import log_perplexity, perplexity
 from retcon.metrics.success import mean_logprob, prefers, strict
 from retcon.metrics.summary import harmonic_mean, mean
 
-__all__ = ["Values", "figures", "intervals", "measure"]
+__all__ = ["Unedited", "Values", "Written", "clusters", "figures", "intervals", "measure"]
 
 Value = float | None
 
@@ -38,80 +40,151 @@ class Values:
     """For each case, the paraphrases that do not give the new answer."""
     changed: list[list[Question]] = field(default_factory=list)
     """For each case, the neighbour prompts that are no longer answered as by the unedited model."""
+    said: list[str | None] = field(default_factory=list)
+    """For each case, what the model writes by itself at the edit prompt."""
+    portability: list[list["Written"]] = field(default_factory=list)
+    """For each case, what it writes at each question on what follows from the edit."""
+    passages: list[dict[int, Value]] = field(default_factory=list)
+    """For each case, strict efficacy behind running text of each length."""
 
 
-def measure(lm: LM, plan: Plan, answers: Answers, first: Mapping[Ids, Ids] | None) -> Values:
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A question, what the model wrote after it, and whether that begins with an accepted answer."""
+
+    question: Question
+    text: str | None
+    right: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Unedited:
+    """What the unedited model says at neighbour prompts, to hold the edited one against."""
+
+    first: Mapping[Ids, Ids] = field(default_factory=dict)
+    """Its first greedy tokens."""
+    said: Mapping[Ids, str] = field(default_factory=dict)
+    """What it writes by itself."""
+    drift: Mapping[Ids, float] = field(default_factory=dict)
+    """KL(unedited || edited) of the next token."""
+
+
+def measure(lm: LM, plan: Plan, answers: Answers, unedited: Unedited, *, edited: bool = True) -> Values:
     """Ask all of the plan's questions of the model as it is now.
 
     Args:
         lm: the model that `answers` asks, for its tokenizer.
         plan: what to ask.
         answers: asks it.
-        first: the unedited model's first greedy tokens at neighbour prompts; None says that this is the unedited model.
+        unedited: what the unedited model says, as far as the wanted figures need it.
+        edited: whether this is the edited model; the unedited one agrees with itself.
     """
-    scores = answers.score(pairs(plan, first or {}))
+    scores = answers.score(pairs(plan, unedited.first if edited else {}))
     windows = answers.score(plan.windows, batch_tokens=_TEXT_BATCH)
     openings = [case.opening for case in plan.cases if case.opening is not None]
     texts = answers.greedy(openings, FLUENCY_TOKENS, stop_at_eos=False)
     flow = {opening: fluency(tokens.decode(lm, list(ids))) for opening, ids in texts.items()}
-    judged = [_judge(plan.wanted, case, scores, first, flow) for case in plan.cases]
+    freely = asked_freely(plan, unedited.said if edited else {})
+    written = {prompt: said(lm, ids) for prompt, ids in (answers.free(freely) if freely else {}).items()}
+    judge = _Judge(plan.wanted, scores, unedited, flow, written, edited)
+    found = [judge.case(case) for case in plan.cases]
     return Values(
-        cases=[values for values, _, _ in judged],
+        cases=[one.values for one in found],
         windows=[windows[pair].logprobs for pair in plan.windows],
-        missed=[missed for _, missed, _ in judged],
-        changed=[changed for _, _, changed in judged],
+        missed=[one.missed for one in found],
+        changed=[one.changed for one in found],
+        said=[written.get(case.edit.prompt) for case in plan.cases],
+        portability=[one.portability for one in found],
+        passages=[one.passages for one in found],
     )
 
 
-def _judge(
-    wanted: frozenset[str],
-    case: CaseQuestions,
-    scores: Mapping[Pair, Scored],
-    first: Mapping[Ids, Ids] | None,
-    flow: Mapping[Ids, float],
-) -> tuple[dict[str, Value], list[Question], list[Question]]:
-    """A case's values, its paraphrases without the new answer, its neighbours with another answer than before."""
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    values: dict[str, Value]
+    missed: list[Question]
+    changed: list[Question]
+    portability: list[Written]
+    passages: dict[int, Value]
 
-    def gives_new(question: Question) -> Value:
-        return strict(scores[question.prompt, question.new].hits)
 
-    def prefers_new(question: Question) -> Value:
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    """Turns what a model said into values, a case at a time."""
+
+    wanted: frozenset[str]
+    scores: Mapping[Pair, Scored]
+    unedited: Unedited
+    flow: Mapping[Ids, float]
+    written: Mapping[Ids, str]
+    edited: bool
+
+    def case(self, case: CaseQuestions) -> _Judged:
+        """A case's values, and what is behind them."""
+        two_hop = tuple(question for question in case.portability if question.kind in TWO_HOP)
+        asked: dict[str, tuple[Callable[[Question], Value], Sequence[Question]]] = {
+            "efficacy_gen": (self.begins, (case.edit,)),
+            "efficacy": (self.gives_new, (case.edit,)),
+            "efficacy_prob": (self.prefers_new, (case.edit,)),
+            "efficacy_prefixed": (self.gives_new, case.prefixed),
+            "generalization_gen": (self.begins, case.paraphrases),
+            "generalization": (self.gives_new, case.paraphrases),
+            "generalization_prob": (self.prefers_new, case.paraphrases),
+            "portability_gen": (self.begins, case.portability),
+            "two_hop_gen": (self.begins, two_hop),
+            "specificity_gen": (self.still_right, case.neighbours),
+            "specificity": (self.as_before, case.neighbours),
+            "specificity_prob": (self.prefers_true, case.neighbours),
+            "neighbourhood_kl": (self.moved, case.neighbours),
+        }
+        each = {
+            name: [(question, ask(question)) for question in questions]
+            for name, (ask, questions) in asked.items()
+            if name in self.wanted
+        }
+        values = {name: mean(value for _, value in rows) for name, rows in each.items()}
+        if "fluency" in self.wanted:
+            values["fluency"] = None if case.opening is None else self.flow[case.opening]
+        return _Judged(
+            values,
+            missed=[question for question, value in each.get("generalization", []) if value == 0],
+            changed=[question for question, value in each.get("specificity", []) if value == 0],
+            portability=[Written(one, self.written.get(one.prompt), self.begins(one)) for one in case.portability],
+            passages={length: mean(map(self.gives_new, behind)) for length, behind in case.passages},
+        )
+
+    def begins(self, question: Question) -> Value:
+        if not question.accepted or question.prompt not in self.written:
+            return None
+        return gen_start(self.written[question.prompt], question.accepted)
+
+    def gives_new(self, question: Question) -> Value:
+        return strict(self.scores[question.prompt, question.new].hits)
+
+    def prefers_new(self, question: Question) -> Value:
         if not question.true:
             return None
-        new = scores[question.prompt, question.new].logprobs
-        return prefers(new, [scores[question.prompt, true].logprobs for true in question.true])
+        new = self.scores[question.prompt, question.new].logprobs
+        return prefers(new, [self.scores[question.prompt, true].logprobs for true in question.true])
 
-    def prefers_true(question: Question) -> Value:
+    def prefers_true(self, question: Question) -> Value:
         if not question.true:
             return None
-        best = max((scores[question.prompt, true].logprobs for true in question.true), key=_sortable)
-        return prefers(best, [scores[question.prompt, question.new].logprobs])
+        best = max((self.scores[question.prompt, true].logprobs for true in question.true), key=_sortable)
+        return prefers(best, [self.scores[question.prompt, question.new].logprobs])
 
-    def as_before(question: Question) -> Value:
-        if first is None:
+    def as_before(self, question: Question) -> Value:
+        if not self.edited:
             return 1.0
-        return strict(scores[question.prompt, first[question.prompt]].hits)
+        return strict(self.scores[question.prompt, self.unedited.first[question.prompt]].hits)
 
-    asked: dict[str, tuple[Callable[[Question], Value], Sequence[Question]]] = {
-        "efficacy": (gives_new, (case.edit,)),
-        "efficacy_prob": (prefers_new, (case.edit,)),
-        "efficacy_prefixed": (gives_new, case.prefixed),
-        "generalization": (gives_new, case.paraphrases),
-        "generalization_prob": (prefers_new, case.paraphrases),
-        "specificity": (as_before, case.neighbours),
-        "specificity_prob": (prefers_true, case.neighbours),
-    }
-    each = {
-        name: [(question, ask(question)) for question in questions]
-        for name, (ask, questions) in asked.items()
-        if name in wanted
-    }
-    values = {name: mean(value for _, value in rows) for name, rows in each.items()}
-    if "fluency" in wanted:
-        values["fluency"] = None if case.opening is None else flow[case.opening]
-    missed = [question for question, value in each.get("generalization", []) if value == 0]
-    changed = [question for question, value in each.get("specificity", []) if value == 0]
-    return values, missed, changed
+    def still_right(self, question: Question) -> Value:
+        if not gen_start(self.unedited.said.get(question.prompt, ""), question.accepted):
+            return None
+        return self.begins(question) if self.edited else 1.0
+
+    def moved(self, question: Question) -> Value:
+        return self.unedited.drift[question.prompt] if self.edited else 0.0
 
 
 def _sortable(logprobs: Sequence[float]) -> float:
@@ -143,9 +216,8 @@ def intervals(
         subjects: of the cases; a case without one stands alone.
         seed: of the bootstrap. The same cases and seed draw the same samples for both models.
     """
-    clusters = [(n, "") if subject is None else (-1, subject) for n, subject in enumerate(subjects)]
     columns = {name: [case.get(name) for case in values.cases] for name in sorted(wanted.difference(_WHOLE))}
-    samples = resample_means(columns, clusters, seed=seed)
+    samples = resample_means(columns, clusters(subjects), seed=seed)
     if "score" in wanted and all(name in samples for name in _PARTS):
         parts = np.stack([samples[name] for name in _PARTS])
         with np.errstate(divide="ignore"):  # 1 / (1/0) is 0, as it should be
@@ -163,3 +235,12 @@ def intervals(
                     samples[name] = change(nats["nats"])
     found = {name: interval(samples[name]) for name in METRICS if name in samples}
     return {name: bounds for name, bounds in found.items() if bounds is not None}
+
+
+def clusters(subjects: Sequence[str | None]) -> list[tuple[int, str]]:
+    """What moves together in a bootstrap: the cases of one subject; a case without one stands alone.
+
+    >>> clusters(["Rome", None, "Rome"])
+    [(-1, 'Rome'), (1, ''), (-1, 'Rome')]
+    """
+    return [(n, "") if subject is None else (-1, subject) for n, subject in enumerate(subjects)]

@@ -9,9 +9,11 @@ from typing import Any
 from retcon import tokens
 from retcon.errors import RetconError
 from retcon.evaluate.answers import Ids, Pair
+from retcon.evaluate.generating import budget
 from retcon.evaluate.prefixes import joined
 from retcon.lm import LM
 from retcon.metrics import METRICS
+from retcon.metrics.match import gen_start
 from retcon.metrics.perplexity import windows
 from retcon.requests import Case
 
@@ -20,7 +22,9 @@ __all__ = [
     "Encoder",
     "Plan",
     "Question",
+    "asked_freely",
     "make",
+    "neighbour_openings",
     "pairs",
     "positions",
     "read",
@@ -37,9 +41,13 @@ FLUENCY_TOKENS, FLUENCY_CASES = 100, 50
 WINDOW, TEXT_TOKENS = 512, 8_000
 """Perplexity: tokens in a window, tokens of the text in all."""
 
-_TEXT_LETTERS = 50 * TEXT_TOKENS  # no more of a long text is tokenised
+TEXT_LETTERS = 50 * TEXT_TOKENS
+"""No more of a long text is tokenised."""
 
 _PARTS = {"score": ("efficacy", "generalization", "specificity")}
+
+TWO_HOP = ("two-hop", "2-hop")
+"""Kinds of questions that need the edited fact and one more; data sets name them so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +58,12 @@ class Question:
     prompt: Ids
     new: Ids
     true: tuple[Ids, ...]
+    accepted: tuple[str, ...] = ()
+    """What the model may begin with where it writes freely; none: it is not asked to."""
+    most: int = 0
+    """How many tokens it may write."""
+    kind: str | None = None
+    """What it asks for, of questions on what follows from an edit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +76,10 @@ class CaseQuestions:
     neighbours: tuple[Question, ...]
     opening: Ids | None
     """Where free text begins, for the cases whose fluency is measured."""
+    portability: tuple[Question, ...] = ()
+    """What follows from the edit."""
+    passages: tuple[tuple[int, tuple[Question, ...]], ...] = ()
+    """The edit prompt behind running text: the length of that in tokens, and the prompt behind each passage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,37 +106,74 @@ def resolve(asked: Sequence[str]) -> frozenset[str]:
 
 
 def make(
-    lm: LM, cases: Sequence[Case], wanted: frozenset[str], prefixes: Sequence[str], text: str | Path | None
+    lm: LM,
+    cases: Sequence[Case],
+    wanted: frozenset[str],
+    prefixes: Sequence[str],
+    text: str | Path | None,
+    passages: Mapping[int, Sequence[str]] | None = None,
 ) -> Plan:
-    """Turn cases, prefixes and the text for perplexity into token ids, leaving out what no wanted figure needs."""
-    encoder = Encoder(lm)
-    limit = positions(lm)
+    """Turn cases, prefixes and the text for perplexity into token ids, leaving out what no wanted figure needs.
+
+    Args:
+        lm: the model, for its tokenizer.
+        cases: how each edit is judged.
+        wanted: names of figures.
+        prefixes: what stands before the edit prompts for `efficacy_prefixed`.
+        text: for perplexity.
+        passages: running text by its length in tokens, to stand before the edit prompts too; none at length 0.
+
+    Raises:
+        RetconError: a prompt behind a passage is longer than the model can read.
+    """
+    encoder, limit = Encoder(lm), positions(lm)
     questions = []
     for n, case in enumerate(cases):
-        edit = case.edit
-        old = () if edit.old is None else (edit.old,)
-        opening = encoder.ids((*case.generation_prompts, edit.text)[0]) if "fluency" in wanted else None
+        opening = encoder.ids((*case.generation_prompts, case.edit.text)[0]) if "fluency" in wanted else None
         if n >= FLUENCY_CASES or (limit and opening and len(opening) + FLUENCY_TOKENS > limit):
             opening = None
-        questions.append(
-            CaseQuestions(
-                edit=encoder.question(edit.text, edit.target, old),
-                prefixed=tuple(encoder.question(joined(prefix, edit.text), edit.target) for prefix in prefixes),
-                paraphrases=tuple(
-                    encoder.question(prompt, edit.target, old)
-                    for prompt in case.paraphrases
-                    if wanted & {"generalization", "generalization_prob"}
-                ),
-                neighbours=tuple(
-                    encoder.question(probe.prompt, edit.target, probe.answers)
-                    for probe in case.neighbours
-                    if wanted & {"specificity", "specificity_prob"}
-                ),
-                opening=opening,
-            )
-        )
+        questions.append(_case(encoder, case, wanted, prefixes, passages or {}, opening))
     asks_text = wanted & {"perplexity", "log_perplexity"}
     return Plan(wanted, tuple(questions), tuple(text_pairs(lm, text) if asks_text else ()))
+
+
+def _case(
+    encoder: "Encoder",
+    case: Case,
+    wanted: frozenset[str],
+    prefixes: Sequence[str],
+    passages: Mapping[int, Sequence[str]],
+    opening: Ids | None,
+) -> CaseQuestions:
+    edit = case.edit
+    old = () if edit.old is None else (edit.old,)
+    names = (encoder.plain(edit.target), *case.aliases)
+    return CaseQuestions(
+        edit=encoder.question(edit.text, edit.target, old, names if "efficacy_gen" in wanted else ()),
+        prefixed=tuple(encoder.question(joined(prefix, edit.text), edit.target) for prefix in prefixes),
+        paraphrases=tuple(
+            encoder.question(prompt, edit.target, old, names if "generalization_gen" in wanted else ())
+            for prompt in case.paraphrases
+            if wanted & {"generalization", "generalization_prob", "generalization_gen"}
+        ),
+        neighbours=tuple(
+            encoder.question(
+                probe.prompt, edit.target, probe.answers, probe.answers if "specificity_gen" in wanted else ()
+            )
+            for probe in case.neighbours
+            if wanted & {"specificity", "specificity_prob", "specificity_gen", "neighbourhood_kl"}
+        ),
+        opening=opening,
+        portability=tuple(
+            encoder.open_question(probe.prompt, probe.answers, probe.kind)
+            for probe in case.portability
+            if "portability_gen" in wanted or ("two_hop_gen" in wanted and probe.kind in TWO_HOP)
+        ),
+        passages=tuple(
+            (length, tuple(encoder.behind(text, edit.text, edit.target) for text in texts or ("",)))
+            for length, texts in passages.items()
+        ),
+    )
 
 
 def pairs(plan: Plan, first: Mapping[Ids, Ids]) -> Iterator[Pair]:
@@ -136,6 +191,7 @@ def pairs(plan: Plan, first: Mapping[Ids, Ids]) -> Iterator[Pair]:
             ("generalization", "generalization_prob", case.paraphrases),
             ("", "specificity_prob", case.neighbours),
         )
+        yield from ((question.prompt, question.new) for _, behind in case.passages for question in behind)
         for strict, prob, questions in groups:
             for question in questions:
                 if strict in wanted or (prob in wanted and question.true):
@@ -146,6 +202,30 @@ def pairs(plan: Plan, first: Mapping[Ids, Ids]) -> Iterator[Pair]:
             yield from ((question.prompt, first[question.prompt]) for question in case.neighbours if first)
 
 
+def asked_freely(plan: Plan, said: Mapping[Ids, str]) -> dict[Ids, int]:
+    """The prompts after which the model is to write by itself, and by how many tokens at most.
+
+    Args:
+        plan: what is asked.
+        said: what the unedited model writes at neighbour prompts; only those that it gets right are asked.
+    """
+    found: dict[Ids, int] = {}
+    for case in plan.cases:
+        near = [one for one in case.neighbours if gen_start(said.get(one.prompt, ""), one.accepted)]
+        for question in (case.edit, *case.paraphrases, *case.portability, *near):
+            if question.accepted and question.most:
+                found[question.prompt] = max(found.get(question.prompt, 0), question.most)
+    return found
+
+
+def neighbour_openings(plan: Plan) -> dict[Ids, int]:
+    """The same of neighbour prompts, all of them: what to ask the unedited model."""
+    found: dict[Ids, int] = {}
+    for question in (question for case in plan.cases for question in case.neighbours if question.most):
+        found[question.prompt] = max(found.get(question.prompt, 0), question.most)
+    return found
+
+
 def text_pairs(lm: LM, text: str | Path | None) -> list[Pair]:
     """The windows of a text (the shipped one by default): what is given, and the tokens to score.
 
@@ -153,7 +233,7 @@ def text_pairs(lm: LM, text: str | Path | None) -> list[Pair]:
     elsewhere a window's first token is only given.
     """
     start, _ = tokens.special_ids(lm)
-    ids = tokens.encode(lm, read(text)[:_TEXT_LETTERS])
+    ids = tokens.encode(lm, read(text)[:TEXT_LETTERS])
     body = ids[len(start) :] if ids[: len(start)] == start else ids
     limit = positions(lm)
     size = WINDOW if limit is None else min(WINDOW, limit - len(start))
@@ -189,6 +269,7 @@ class Encoder:
 
     def __init__(self, lm: LM) -> None:
         self._lm = lm
+        self._limit, self._end = positions(lm), str(lm.tokenizer.eos_token or "")
         self._prompts: dict[str, tuple[str, Ids]] = {}
         self._targets: dict[tuple[str, str], Ids] = {}
 
@@ -196,12 +277,38 @@ class Encoder:
         """Of a prompt, rendered."""
         return self._rendered(prompt)[1]
 
-    def question(self, prompt: str, new: str, true: Sequence[str] = ()) -> Question:
-        """A prompt with its new answer and the true ones."""
+    def question(self, prompt: str, new: str, true: Sequence[str] = (), accepted: Sequence[str] = ()) -> Question:
+        """A prompt with its new answer, the true ones, and what is accepted where the model writes freely."""
         target = self.target(prompt, new)
         # Where the new answer is also the right one, there is nothing to prefer.
         others = [ids for ids in (self.target(prompt, answer) for answer in true) if ids != target]
-        return Question(prompt, self.ids(prompt), target, tuple(others) if len(others) == len(true) else ())
+        kept = tuple(others) if len(others) == len(true) else ()
+        return Question(prompt, self.ids(prompt), target, kept, tuple(accepted), self._most(prompt, accepted))
+
+    def open_question(self, prompt: str, accepted: Sequence[str], kind: str | None = None) -> Question:
+        """A prompt after which the model only writes freely."""
+        return Question(prompt, self.ids(prompt), (), (), tuple(accepted), self._most(prompt, accepted), kind)
+
+    def behind(self, text: str, prompt: str, new: str) -> Question:
+        """A prompt behind a text, with its new answer; without a text, the bare prompt."""
+        question = self.question(joined(text, prompt) if text else prompt, new)
+        if self._limit is not None and len(question.prompt) + len(question.new) > self._limit:
+            raise RetconError(
+                f"the model reads {self._limit} tokens, and a prompt behind running text has {len(question.prompt)}; "
+                "give shorter lengths to --prefix-tokens (prefix_tokens=)"
+            )
+        return question
+
+    def plain(self, target: str) -> str:
+        """A target without the end token that it may end with: what is seen of it in a text."""
+        return target.removesuffix(self._end).rstrip() if self._end else target
+
+    def _most(self, prompt: str, accepted: Sequence[str]) -> int:
+        """How many tokens may be written after a prompt: none where nothing is accepted, or the model has no room."""
+        if not accepted:
+            return 0
+        most = budget(max(len(self.target(prompt, answer)) for answer in accepted))
+        return most if self._limit is None else max(0, min(most, self._limit - len(self.ids(prompt))))
 
     def _rendered(self, prompt: str) -> tuple[str, Ids]:
         if prompt not in self._prompts:

@@ -17,7 +17,8 @@ class Report:
     n: int
     """How many cases were scored."""
     metrics: dict[str, Value]
-    """Each figure of the edited model, by the names of `retcon.metrics.METRICS`; None where no case has the content."""
+    """Each figure of the edited model, by the names of `retcon.metrics.METRICS`, then `ability_TASK` of each task; None
+    where no case has the content."""
     before: dict[str, Value]
     """The same figures of the unedited model; empty if no comparison was asked for."""
     seconds: float
@@ -29,7 +30,11 @@ class Report:
     provenance: dict[str, Any] = field(default_factory=dict)
     """Model, patch, data, seeds, prefixes, versions, machine: what it takes to do it again."""
     cases: list[dict[str, Any]] = field(default_factory=list)
-    """A record a case: the edit, its values, its answers, the paraphrases `missed`, the neighbours `changed`."""
+    """A record a case: the edit, its values, its answers, the paraphrases `missed`, the neighbours `changed`, what was
+    `written` freely at the edit prompt, and the questions of `portability` with what was written there."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """What is behind figures: `prefix_tokens`, `facts_of_the_subject`, `portability`, `specificity_gen`, `ability`;
+    each only where there is something to tell."""
 
     @property
     def edited(self) -> bool:
@@ -38,7 +43,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; a figure that is not a finite number becomes None."""
-        names = ("n", "metrics", "before", "seconds", "intervals", "before_intervals", "provenance", "cases")
+        names = ("n", "metrics", "before", "seconds", "intervals", "before_intervals", "details", "provenance", "cases")
         return {name: plain(getattr(self, name)) for name in names}
 
     def to_json(self, *, indent: int | None = 2) -> str:

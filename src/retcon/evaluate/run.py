@@ -8,16 +8,20 @@ from typing import Any
 from retcon import forward, tokens
 from retcon.caches import Store
 from retcon.errors import RetconError
+from retcon.evaluate import ability, breakdown
 from retcon.evaluate import plan as planning
 from retcon.evaluate import prefixes as prefixing
 from retcon.evaluate import provenance as origins
 from retcon.evaluate.answers import Answers, Ids, place
-from retcon.evaluate.measure import Values, figures, intervals, measure
+from retcon.evaluate.drift import drift
+from retcon.evaluate.generating import MOST_TOKENS, said
+from retcon.evaluate.measure import Unedited, Values, Written, figures, intervals, measure
 from retcon.evaluate.plan import Plan
 from retcon.evaluate.record import Report
 from retcon.evaluate.sampling import sampled
 from retcon.lm import LM
 from retcon.metrics import METRICS
+from retcon.metrics.match import gen_start
 from retcon.patch import Patch
 from retcon.requests import Case
 
@@ -40,6 +44,10 @@ def evaluate(
     text: str | Path | None = None,
     sample: int | None = None,
     prefixes: Sequence[str] | None = None,
+    prefix_tokens: Sequence[int] = (),
+    tasks: Sequence[str] = (),
+    task_files: Path | None = None,
+    harness: bool = False,
     compare: bool = True,
     cache: bool = True,
     provenance: Mapping[str, Any] | None = None,
@@ -60,6 +68,12 @@ def evaluate(
             first 8,000 tokens.
         sample: judge a seeded sample of this many cases, in their order.
         prefixes: texts for `efficacy_prefixed`; None lets the unedited model write ten, an empty list leaves it out.
+        prefix_tokens: lengths in tokens, such as (0, 5, 50, 100, 200): `details["prefix_tokens"]` tells strict efficacy
+            behind three passages of each, cut from `text` behind what perplexity is taken on where it is long enough.
+        tasks: of general ability: those of `retcon.evaluate.ability.TASKS`, and with the extra lm-eval any of
+            lm-evaluation-harness; each gives a figure `ability_TASK`.
+        task_files: a folder with tasks of your own for the harness, as YAML.
+        harness: whether to score our own tasks through the harness too.
         compare: whether to measure the unedited model too.
         cache: whether to use and fill the cache of the unedited model's answers.
         provenance: what else the report should record, such as the file's hash and the command.
@@ -74,35 +88,48 @@ def evaluate(
     started = time.perf_counter()
     named = list(METRICS) if metrics is None else list(metrics)
     wanted = planning.resolve(named)
+    able = ability.Asking(tasks, files=task_files, harness=harness)
     asked = [name for name in METRICS if name in named]
     chosen = _sampled(cases, sample, seed)
     unedited = Answers(lm, Store(place(lm)) if cache else None)
     written = _prefixes(lm, unedited, prefixes, seed) if "efficacy_prefixed" in wanted else []
-    plan = planning.make(lm, chosen, wanted, written, text)
+    running = planning.read(text)[: planning.TEXT_LETTERS] if prefix_tokens else ""
+    passages = prefixing.passages(lm, running, prefix_tokens, seed, past=planning.TEXT_TOKENS)
+    plan = planning.make(lm, chosen, wanted, written, text, passages)
 
-    before = measure(lm, plan, unedited, None) if compare and patch is not None else None
-    said: dict[Ids, str] = {}
+    base = _unedited(lm, unedited, plan, patch)
+    before = measure(lm, plan, unedited, base, edited=False) if compare and patch is not None else None
+    able_before = able.of(lm, unedited) if compare or patch is None else {}
+    shown: dict[Ids, str] = {}
     if patch is None:
-        asker, values = unedited, measure(lm, plan, unedited, None)
+        asker, values, able_after = unedited, measure(lm, plan, unedited, base, edited=False), able_before
     else:
         asker = Answers(lm)
-        neighbours = [question.prompt for case in plan.cases for question in case.neighbours]
-        first = _first_tokens(lm, unedited, neighbours) if "specificity" in wanted else {}
         with patch.on(lm.model):
-            values = measure(lm, plan, asker, first)
-            said = _said(lm, asker, _to_show(plan, values))
-    said_before = _said(lm, unedited, _to_show(plan, values)) if compare or patch is None else {}
+            values = measure(lm, plan, asker, base)
+            able_after = able.of(lm, asker)
+            shown = _said(lm, asker, _to_show(plan, values))
+    shown_before = _said(lm, unedited, _to_show(plan, values)) if compare or patch is None else {}
 
     subjects = [case.edit.subject for case in chosen]
+    earlier = values if patch is None else before
     after_figures, after_intervals = _summary(asked, wanted, values, subjects, seed)
-    figures_before, intervals_before = _summary(asked, wanted, values if patch is None else before, subjects, seed)
+    figures_before, intervals_before = _summary(asked, wanted, earlier, subjects, seed)
+    details = {
+        "prefix_tokens": breakdown.by_length(values, earlier, passages, subjects, seed),
+        "facts_of_the_subject": breakdown.by_facts_of_the_subject(chosen, cases, _asked(asked, values)),
+        "portability": breakdown.by_kind(values, earlier),
+        "specificity_gen": _known(plan, base),
+        "ability": ability.details(able_after, able_before if patch is not None else {}, seed),
+    }
     return Report(
         n=len(chosen),
-        metrics=after_figures,
-        before=figures_before,
+        metrics=after_figures | ability.figures(able_after),
+        before=figures_before | ability.figures(able_before),
         seconds=round(time.perf_counter() - started, 3),
-        intervals=after_intervals,
-        before_intervals=intervals_before,
+        intervals=after_intervals | ability.intervals(able_after, seed),
+        before_intervals=intervals_before | ability.intervals(able_before, seed),
+        details={name: found for name, found in details.items() if found},
         provenance={
             "model": origins.model(lm),
             "patch": origins.of_patch(patch),
@@ -110,6 +137,8 @@ def evaluate(
             "cases": {"scored": len(chosen), "given": len(cases), "sampled": sample is not None},
             "prefixes": {"written_by": "the unedited model" if prefixes is None else "the user", "texts": written},
             "text": _text_record(plan, text),
+            "running_text": _running_record(running, passages),
+            "generation": _generation(plan),
             "fluency": {
                 "cases": sum(case.opening is not None for case in plan.cases),
                 "tokens": planning.FLUENCY_TOKENS,
@@ -125,7 +154,7 @@ def evaluate(
             "hardware": origins.hardware(),
             **(provenance or {}),
         },
-        cases=_records(chosen, plan, values, before, said, said_before),
+        cases=_records(chosen, plan, values, before, shown, shown_before),
     )
 
 
@@ -137,6 +166,34 @@ def _sampled(cases: Sequence[Case], size: int | None, seed: int) -> list[Case]:
 
 def _prefixes(lm: LM, unedited: Answers, prefixes: Sequence[str] | None, seed: int) -> list[str]:
     return prefixing.written(lm, unedited, seed) if prefixes is None else prefixing.checked(prefixes)
+
+
+def _unedited(lm: LM, unedited: Answers, plan: Plan, patch: Patch | None) -> Unedited:
+    """What the unedited model says at neighbour prompts, as far as a wanted figure needs it."""
+    near = list(dict.fromkeys(question.prompt for case in plan.cases for question in case.neighbours))
+    openings = planning.neighbour_openings(plan)
+    texts = unedited.free(openings) if openings else {}
+    written = {prompt: said(lm, ids) for prompt, ids in texts.items()}
+    if patch is None:
+        return Unedited(said=written)
+    first = _first_tokens(lm, unedited, near) if "specificity" in plan.wanted else {}
+    moved = drift(lm, patch, near) if "neighbourhood_kl" in plan.wanted else []
+    return Unedited(first, written, dict(zip(near, moved, strict=False)))
+
+
+def _known(plan: Plan, base: Unedited) -> dict[str, int]:
+    """Of how many neighbour prompts `specificity_gen` tells: those that the unedited model answers right."""
+    near = [question for case in plan.cases for question in case.neighbours if question.accepted]
+    right = sum(bool(gen_start(base.said.get(question.prompt, ""), question.accepted)) for question in near)
+    return {"neighbours": len(near), "answered_right_before": right} if near else {}
+
+
+def _generation(plan: Plan) -> dict[str, Any] | None:
+    """How the model was let to write freely."""
+    if not any(name.endswith("_gen") for name in plan.wanted):
+        return None
+    stop = "end token, line break after something written, twice the longest accepted answer and 8 tokens"
+    return {"decoding": "greedy", "stop": stop, "most_tokens": MOST_TOKENS}
 
 
 def _first_tokens(lm: LM, unedited: Answers, prompts: Sequence[Ids]) -> dict[Ids, Ids]:
@@ -152,8 +209,9 @@ def _first_tokens(lm: LM, unedited: Answers, prompts: Sequence[Ids]) -> dict[Ids
 def _to_show(plan: Plan, values: Values) -> list[Ids]:
     """The prompts whose answers a report shows: edits that failed, other edits, neighbours that changed."""
     edits = []
-    if "efficacy" in plan.wanted:
-        order = sorted(range(len(plan.cases)), key=lambda n: values.cases[n]["efficacy"] or 0.0)
+    name = next((name for name in ("efficacy", "efficacy_gen") if name in plan.wanted), None)
+    if name is not None:
+        order = sorted(range(len(plan.cases)), key=lambda n: values.cases[n][name] or 0.0)
         edits = [plan.cases[n].edit.prompt for n in order[:SHOWN]]
     return edits + [question.prompt for questions in values.changed for question in questions][:SHOWN]
 
@@ -161,6 +219,11 @@ def _to_show(plan: Plan, values: Values) -> list[Ids]:
 def _said(lm: LM, answers: Answers, prompts: Sequence[Ids]) -> dict[Ids, str]:
     said = answers.greedy(prompts, ANSWER_TOKENS, stop_at_eos=True)
     return {prompt: " ".join(tokens.decode(lm, list(ids)).split()) for prompt, ids in said.items()}
+
+
+def _asked(asked: Sequence[str], values: Values) -> list[dict[str, float | None]]:
+    """The values of each case, in the order of `METRICS`."""
+    return [{name: row[name] for name in asked if name in row} for row in values.cases]
 
 
 def _summary(
@@ -186,16 +249,29 @@ def _text_record(plan: Plan, text: str | Path | None) -> dict[str, Any] | None:
     }
 
 
+def _running_record(running: str, passages: Mapping[int, Sequence[str]]) -> dict[str, Any] | None:
+    """From what the passages were cut."""
+    if not passages:
+        return None
+    return {"sha256": origins.text_sha256(running), "lengths": list(passages), "passages": prefixing.PASSAGES}
+
+
 def _records(
     cases: Sequence[Case],
     plan: Plan,
     values: Values,
     before: Values | None,
-    said: Mapping[Ids, str],
-    said_before: Mapping[Ids, str],
+    shown: Mapping[Ids, str],
+    shown_before: Mapping[Ids, str],
 ) -> list[dict[str, Any]]:
     def answers(prompt: Ids) -> dict[str, str | None]:
-        return {"before": said_before.get(prompt), "after": said.get(prompt)}
+        return {"before": shown_before.get(prompt), "after": shown.get(prompt)}
+
+    def probed(after: Written, earlier: Written | None) -> dict[str, Any]:
+        question = after.question
+        texts = {"before": None if earlier is None else earlier.text, "after": after.text}
+        named = {"prompt": question.text, "kind": question.kind, "answers": list(question.accepted)}
+        return {**named, "right": after.right, "written": texts}
 
     return [
         {
@@ -209,6 +285,11 @@ def _records(
             "answers": answers(asked.edit.prompt),
             "missed": [question.text for question in values.missed[n]],
             "changed": [{"prompt": question.text, **answers(question.prompt)} for question in values.changed[n]],
+            "written": {"before": None if before is None else before.said[n], "after": values.said[n]},
+            "portability": [
+                probed(one, None if before is None else before.portability[n][place])
+                for place, one in enumerate(values.portability[n])
+            ],
         }
         for n, (case, asked) in enumerate(zip(cases, plan.cases, strict=True))
     ]

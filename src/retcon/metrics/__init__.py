@@ -3,10 +3,14 @@
 The names never change meaning. Nothing here knows a model: functions take token scores, texts and numbers.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["FORGET_METRICS", "METRICS", "Metric"]
+__all__ = ["ABILITY", "FORGET_METRICS", "METRICS", "Metric", "described"]
+
+ABILITY = "ability_"
+"""What the names of figures of general ability begin with; the name of a task follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,45 +24,139 @@ class Metric:
     """Whether it shows what the edit was to achieve, or what it was to leave alone."""
     share: bool = True
     """Whether it is a share between 0 and 1."""
+    rule: str = ""
+    """How it is computed, to the letter."""
 
+
+_BEGINS = "The greedy text begins, word by word and both in normal form, with the answer or an alias."
+_ARGMAX = "Teacher-forced: every token of the answer is the argmax given the prompt and the tokens before it."
+_LIKELIER = "The mean log probability a token of the one is above that of the other; a tie is a miss."
 
 METRICS: dict[str, Metric] = {
+    "efficacy_gen": Metric(
+        "Edit prompts after which the model, writing freely, begins with the new answer or an alias.",
+        "higher",
+        "gain",
+        rule=f"{_BEGINS} Bare edit prompt.",
+    ),
     "efficacy": Metric(
-        "Edit prompts at which every token of the new answer is the model's first choice.", "higher", "gain"
+        "Edit prompts at which every token of the new answer is the model's first choice.",
+        "higher",
+        "gain",
+        rule=f"{_ARGMAX} Bare edit prompt, the answer as the edit spells it.",
     ),
     "efficacy_prob": Metric(
-        "Edit prompts at which the new answer is likelier than the old one (by mean log probability).", "higher", "gain"
+        "Edit prompts at which the new answer is likelier than the old one (by mean log probability).",
+        "higher",
+        "gain",
+        rule=f"{_LIKELIER} Only where the edit names an old answer.",
     ),
     "efficacy_prefixed": Metric(
-        "As efficacy, with each of ten texts written by the unedited model before the prompt.", "higher", "gain"
+        "As efficacy, with each of ten texts written by the unedited model before the prompt.",
+        "higher",
+        "gain",
+        rule="As efficacy, with each text and a full stop before the prompt; a case counts by the mean over the texts.",
+    ),
+    "generalization_gen": Metric(
+        "Paraphrases after which the model, writing freely, begins with the new answer or an alias.",
+        "higher",
+        "gain",
+        rule=f"{_BEGINS} Each paraphrase.",
     ),
     "generalization": Metric(
-        "Paraphrases at which every token of the new answer is the model's first choice.", "higher", "gain"
+        "Paraphrases at which every token of the new answer is the model's first choice.",
+        "higher",
+        "gain",
+        rule=f"{_ARGMAX} Each paraphrase.",
     ),
     "generalization_prob": Metric(
-        "Paraphrases at which the new answer is likelier than the old one.", "higher", "gain"
+        "Paraphrases at which the new answer is likelier than the old one.",
+        "higher",
+        "gain",
+        rule=f"{_LIKELIER} Each paraphrase, where the edit names an old answer.",
+    ),
+    "portability_gen": Metric(
+        "Questions on what follows from the edit after which the model, writing freely, begins with a right answer.",
+        "higher",
+        "gain",
+        rule="The greedy text begins with any of the question's answers. All kinds; by kind in the details.",
+    ),
+    "two_hop_gen": Metric(
+        "As portability_gen, of the questions that need the edited fact and one more.",
+        "higher",
+        "gain",
+        rule='As portability_gen, on questions of the kind "two-hop" or "2-hop" alone.',
+    ),
+    "specificity_gen": Metric(
+        "Neighbour prompts answered right by the unedited model, writing freely, that still are.",
+        "higher",
+        "harm",
+        rule="The greedy text begins with one of the neighbour's answers; asked only where the unedited model's does.",
     ),
     "specificity": Metric(
-        "Neighbour prompts at which the first five greedy tokens are those of the unedited model.", "higher", "harm"
+        "Neighbour prompts at which the first five greedy tokens are those of the unedited model.",
+        "higher",
+        "harm",
+        rule="All five are the argmax, teacher-forced; what follows an end token is left out. No true answer needed.",
     ),
     "specificity_prob": Metric(
-        "Neighbour prompts at which their own true answer is likelier than the edit's new one.", "higher", "harm"
+        "Neighbour prompts at which their own true answer is likelier than the edit's new one.",
+        "higher",
+        "harm",
+        rule=f"{_LIKELIER} The likeliest of the true answers counts; left out where one of them is the new answer.",
     ),
-    "score": Metric("The harmonic mean of efficacy, generalization and specificity.", "higher", "gain"),
+    "neighbourhood_kl": Metric(
+        "How far the next token's distribution moves at neighbour prompts: KL(unedited || edited), in nats.",
+        "lower",
+        "harm",
+        share=False,
+        rule="sum_v p(v) (log p(v) - log q(v)), p unedited, q edited, whole vocabulary, after the prompt's last token.",
+    ),
+    "score": Metric(
+        "The harmonic mean of efficacy, generalization and specificity.",
+        "higher",
+        "gain",
+        rule="3 / (1/a + 1/b + 1/c) of the three figures; 0 where one is 0, none where one is missing.",
+    ),
     "fluency": Metric(
         "How little 100 greedy tokens repeat themselves: entropy of their word bigrams and trigrams, in bits.",
         "higher",
         "harm",
         share=False,
+        rule="(2/3 H2 + 4/3 H3) / 2; from the first generation prompt, else the edit prompt; of the first 50 cases.",
     ),
     "perplexity": Metric(
-        "How surprised the model is by ordinary text, as exp(log_perplexity).", "lower", "harm", share=False
+        "How surprised the model is by ordinary text, as exp(log_perplexity).",
+        "lower",
+        "harm",
+        share=False,
+        rule="exp of log_perplexity.",
     ),
     "log_perplexity": Metric(
-        "Minus the mean natural log probability of a token of ordinary text.", "lower", "harm", share=False
+        "Minus the mean natural log probability of a token of ordinary text.",
+        "lower",
+        "harm",
+        share=False,
+        rule="Every token weighs the same; windows of 512 tokens, the first 8,000 tokens of the text.",
     ),
 }
-"""Every figure of a report, in the order in which reports show them."""
+"""Every figure of a report, in the order in which reports show them: what the model writes by itself comes first."""
+
+
+def described(names: Iterable[str]) -> dict[str, Metric]:
+    """`METRICS`, and how to read those of `names` that are figures of general ability."""
+    found = {
+        name: Metric(
+            f"Items of the task {name.removeprefix(ABILITY)} that the model gets right.",
+            "higher",
+            "harm",
+            rule="The right choice has the highest summed log probability; a tie is a miss.",
+        )
+        for name in names
+        if name.startswith(ABILITY)
+    }
+    return METRICS | found
+
 
 FORGET_METRICS: dict[str, Metric] = {
     "reliability": Metric(

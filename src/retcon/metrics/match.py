@@ -1,7 +1,7 @@
 """Does a freely written text give the answer? Greedy text, stopped by the model itself, any alias counts.
 
 Texts and answers are compared in the normal form of `retcon.metrics.texts`, word by word: "Paris" is not in "Parisian",
-and "J.K. Rowling" is "J. K. Rowling". What is written is never cut at a full stop or a line: an answer may have both.
+and "J.K. Rowling" is "J. K. Rowling". Nothing is cut here, least of all at a full stop: an answer may have one.
 """
 
 from collections.abc import Iterable, Sequence

@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from retcon import __version__, storage
-from retcon.metrics import METRICS, Metric
+from retcon.metrics import Metric
+from retcon.metrics import described as described_by
 from retcon.report import plots
 from retcon.report.differences import marked
 
@@ -100,7 +101,7 @@ class Answer:
 
 def described(report: Shown) -> Mapping[str, Metric]:
     """How to read the figures of a report on edits."""
-    return METRICS
+    return described_by(report.metrics)
 
 
 def figures(report: Shown, kind: Kind, metrics: Mapping[str, Metric], near_zero: Collection[str] = ()) -> list[Figure]:
