@@ -9,7 +9,7 @@ from typing import Any
 
 from retcon import storage
 from retcon.bench import config as configuration
-from retcon.bench import records, retaining
+from retcon.bench import records
 from retcon.bench.cells import Cell, cells, configured, why_not
 from retcon.bench.config import Config
 from retcon.bench.data import Data, Datasets
@@ -21,10 +21,12 @@ from retcon.bench.table import page
 from retcon.bench.work import Job, work
 from retcon.errors import RetconError
 from retcon.evaluate import evaluate, provenance
+from retcon.evaluate.curve import retention_step
 from retcon.evaluate.plan import read
 from retcon.evaluate.record import plain
 from retcon.lm import LM
 from retcon.metrics import METRICS
+from retcon.metrics.retention import retention
 from retcon.patch import Patch
 from retcon.storage import digest
 
@@ -188,7 +190,7 @@ class Bench:
             "targets_cached": info["targets_cached"],
             **{name: info[name] for name in ("peak_memory_mb", "peak_memory_own", "peak_device_mb")},
             "patch": {"id": patch.id, "bytes": patch.size_bytes, "folds": folds(patch), "summary": patch.summary},
-            **({} if cell.chunk is None else {"retention": retaining.summary(info["retention"])}),
+            **({} if cell.chunk is None else {"retention": _kept(info["retention"])}),
             "config": plain(asdict(method.config)),
         }
         if (told := timing(cell.asked() | row)) is not None:
@@ -200,8 +202,11 @@ class Bench:
         edits, key = [case.edit for case in data.cases], self._patch_key(cell, lm, data)
 
         def after(made: Patch, before: Mapping[str, Any]) -> dict[str, Any]:
-            started = time.perf_counter()
-            scores = [*before.get("retention", []), retaining.after_step(lm, made, edits, cell.chunk or len(edits))]
+            started, size = time.perf_counter(), cell.chunk or len(edits)
+            done = data.cases[: len(made.edits)]
+            chunks = [done[start : start + size] for start in range(0, len(done), size)]
+            held = retention_step(lm, chunks, made, metrics=["efficacy"])["efficacy"]
+            scores = [*before.get("retention", []), list(held.by_batch)]
             spent = before.get("retention_seconds", 0.0) + time.perf_counter() - started
             return {"retention": scores, "retention_seconds": round(spent, 3)}
 
@@ -279,3 +284,8 @@ def _earlier() -> Rows:
 
 def _is_file(value: object) -> bool:
     return isinstance(value, str) and Path(value).is_file()
+
+
+def _kept(scores: Sequence[Sequence[float | None]]) -> dict[str, Any]:
+    """The efficacy of each chunk after each step, and what it comes to."""
+    return {"scores": [list(row) for row in scores], **asdict(retention(scores))}

@@ -14,13 +14,11 @@ from retcon.forget.plan import Recipe
 from retcon.forget.targets import FAMILIES
 from retcon.lm import LM
 
-__all__ = ["METHODS", "REFUSING", "TARGETS", "Cell", "Merge", "cells", "configured"]
+__all__ = ["METHODS", "TARGETS", "Cell", "Merge", "cells", "configured"]
 
 METHODS = ("rome", "memit", "alphaedit", "ece", "eamet", "pmet", "ultraedit", "grace", "wise", "idk", "graddiff", "npo")
 """The methods of a bench where none are named: the editors, refusal fine-tuning and two gradient objectives."""
 TARGETS = ("idk100", "self_improved")
-REFUSING = ("idk", "dpo")
-"""The objectives that learn a refusal; the others only push the answer down, so that no target makes a difference."""
 
 Merge = int | Literal["all"]
 
@@ -90,9 +88,10 @@ def cells(
     _check(names, targets, merges, modes)
     found = []
     for name in dict.fromkeys(names):
-        objective = bool(getattr(methods.METHODS[name], "unlearns", False))
+        kind = methods.METHODS[name]
+        objective, refuses = (bool(getattr(kind, flag, False)) for flag in ("unlearns", "learns_refusal"))
         mine: dict[str, Any] = {"options": dict((options or {}).get(name, {})), "shared": dict(shared or {})}
-        for target in targets if not objective or name in REFUSING else [None]:
+        for target in targets if refuses or not objective else [None]:
             for merge in merges:
                 ways: Sequence[Mode | None] = [None] if merge == 1 or objective else modes
                 found += [Cell(method=name, target=target, merge=merge, mode=mode, **mine) for mode in ways]

@@ -145,18 +145,26 @@ class Trial:
     def likelihoods(self, edits: Sequence[Edit] | None = None) -> Float[Tensor, " n"]:
         """The mean log-probability of each edit's target after its prompt: one plain forward an edit.
 
-        Of a method that unlearns, that of the old answer, negated: it is done the better, the higher this is.
+        Of a method that unlearns, that of the old answer, negated; of one that learns refusals too (`learns_refusal`),
+        what the refusal has over the old answer. It is done the better, the higher this is.
         """
-        found, forgets = [], unlearns(self.method)
-        for edit in self.edits if edits is None else edits:
-            text, wanted = self.lm.render(edit.text), edit.old if forgets and edit.old is not None else edit.target
-            prompt, target = tokens.encode(self.lm, text), tokens.target_ids(self.lm, text, wanted)
-            with self.lm.inference(), prompt_ends(self.lm.model, len(prompt) - 1):
-                row = torch.tensor([[*prompt, *target]], device=self.lm.device)
-                logprobs = self.lm.model(input_ids=row).logits[0].double().log_softmax(-1)
-            at = torch.arange(len(target)) + len(prompt) - 1
-            found.append(logprobs[at, torch.tensor(target)].mean())
-        return torch.stack(found).cpu() * (-1 if forgets else 1)
+        wanted = self.edits if edits is None else edits
+        if not unlearns(self.method):
+            return torch.stack([self._likelihood(edit, edit.target) for edit in wanted]).cpu()
+        lost = torch.stack([self._likelihood(edit, edit.old or edit.target) for edit in wanted]).cpu()
+        if not getattr(self.method, "learns_refusal", False):
+            return -lost
+        return torch.stack([self._likelihood(edit, edit.target) for edit in wanted]).cpu() - lost
+
+    def _likelihood(self, edit: Edit, answer: str) -> Float[Tensor, ""]:
+        text = self.lm.render(edit.text)
+        prompt, target = tokens.encode(self.lm, text), tokens.target_ids(self.lm, text, answer)
+        with self.lm.inference(), prompt_ends(self.lm.model, len(prompt) - 1):
+            row = torch.tensor([[*prompt, *target]], device=self.lm.device)
+            logprobs = self.lm.model(input_ids=row).logits[0].double().log_softmax(-1)
+        at = torch.arange(len(target)) + len(prompt) - 1
+        found: Tensor = logprobs[at, torch.tensor(target)].mean()
+        return found
 
 
 def raised(trial: Trial, before: Tensor, now: Tensor, least: float = 0.0) -> bool:
@@ -207,7 +215,7 @@ def knowing(method: Method, lm: LM, edits: Sequence[Edit]) -> LM:
     known = LM.wrap(copy.deepcopy(lm.model), lm.tokenizer, name=lm.name, chat=lm.chat)
     facts = [replace(edit, target=edit.old) for edit in edits if edit.old is not None]
     facts += [Edit(prompt=text.split()[0], target=text.partition(" ")[2]) for text in RETAIN]
-    for path, entry in quick("locft-bf", steps=100, lr=5e-3).edit(known, facts).entries.items():
+    for path, entry in quick("locft-bf", steps=100, lr=5e-2).edit(known, facts).entries.items():
         module, _, transposed = projection(known.model, path)
         weight: Any = module.weight
         with torch.no_grad():

@@ -44,6 +44,8 @@ class Unlearning:
     uses_retain: bool = True
     folds: bool = False
     unlearns: bool = True
+    learns_refusal: bool = False
+    """Whether edits' targets, the refusals, are learned too; else the old answers are only made less likely."""
     """It makes `old` less likely; whether `target` becomes likelier is the objective's business."""
 
     def __init__(self, config: Any = None, *, doing: str = "unlearning") -> None:

@@ -73,6 +73,7 @@ class IDK(Unlearning):
 
     Config: Any = IDKConfig
     name: str = "idk"
+    learns_refusal: bool = True
 
 
 class DPO(Unlearning):
@@ -86,6 +87,7 @@ class DPO(Unlearning):
 
     Config: Any = DPOConfig
     name: str = "dpo"
+    learns_refusal: bool = True
 
 
 class NPO(Unlearning):
