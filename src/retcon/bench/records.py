@@ -16,7 +16,7 @@ EXTRA = "pip install 'retcon-lm[bench]'"
 
 _TEXTS = ("id", "prompt", "subject", "target", "old")
 _FIGURES = ("metrics", "before")
-_LISTS = ("missed", "changed")
+_LISTS = ("missed", "changed", "written", "portability")
 """Fields of a report's case; texts stand in columns, figures in one column each, lists as JSON."""
 
 
@@ -75,14 +75,14 @@ def _flat(case: dict[str, Any]) -> dict[str, Any]:
     for name in _FIGURES:
         row |= {f"{name}.{figure}": value for figure, value in (case[name] or {}).items()}
     row |= {f"answer.{when}": said for when, said in case["answers"].items()}
-    return row | {name: json.dumps(case[name], ensure_ascii=False) for name in _LISTS}
+    return row | {name: json.dumps(case[name], ensure_ascii=False) for name in _LISTS if name in case}
 
 
 def _whole(row: dict[str, Any]) -> dict[str, Any]:
     """The case of a flat row; what it says of its cell is left out."""
     case: dict[str, Any] = {name: row[name] for name in _TEXTS}
     case |= {"metrics": _within(row, "metrics"), "before": _within(row, "before") or None}
-    return case | {"answers": _within(row, "answer")} | {name: json.loads(row[name]) for name in _LISTS}
+    return case | {"answers": _within(row, "answer")} | {name: json.loads(row[name]) for name in _LISTS if row.get(name)}
 
 
 def _within(row: dict[str, Any], group: str) -> dict[str, Any]:
