@@ -82,7 +82,8 @@ def _whole(row: dict[str, Any]) -> dict[str, Any]:
     """The case of a flat row; what it says of its cell is left out."""
     case: dict[str, Any] = {name: row[name] for name in _TEXTS}
     case |= {"metrics": _within(row, "metrics"), "before": _within(row, "before") or None}
-    return case | {"answers": _within(row, "answer")} | {name: json.loads(row[name]) for name in _LISTS if row.get(name)}
+    lists = {name: json.loads(row[name]) for name in _LISTS if row.get(name)}
+    return case | {"answers": _within(row, "answer")} | lists
 
 
 def _within(row: dict[str, Any], group: str) -> dict[str, Any]:
