@@ -18,7 +18,7 @@ def test_json_begins_with_n_metrics_before_and_seconds(retcon: Retcon, model: st
     assert list(said.json["metrics"]) == list(said.json["before"]) == ["efficacy", "efficacy_prob", "specificity"]
     assert said.json["metrics"]["efficacy_prob"] > said.json["before"]["efficacy_prob"]
     assert said.json["provenance"]["file"]["sha256"] == file_sha256(edits)
-    assert said.json["provenance"]["command"].startswith("retcon ")
+    assert said.json["provenance"]["command"].startswith("retcon")
 
 
 def test_a_report_is_written(retcon: Retcon, model: str, edits: Path, tmp_path: Path) -> None:
