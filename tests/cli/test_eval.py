@@ -11,14 +11,17 @@ from retcon.storage import file_sha256
 METRICS = ["--metrics", "efficacy", "efficacy_prob,specificity"]
 
 
-def test_json_begins_with_n_metrics_before_and_seconds(retcon: Retcon, model: str, edits: Path, patch: Path) -> None:
+def test_json_begins_with_n_metrics_before_and_seconds(
+    retcon: Retcon, model: str, edits: Path, patch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["retcon", "eval", "--cases", "my facts.jsonl"])  # a test worker has none
     said = retcon("eval", "--model", model, "--cases", edits, "--patch", patch, *METRICS, "--json")
     assert said.code == 0
     assert list(said.json)[:4] == ["n", "metrics", "before", "seconds"]
     assert list(said.json["metrics"]) == list(said.json["before"]) == ["efficacy", "efficacy_prob", "specificity"]
     assert said.json["metrics"]["efficacy_prob"] > said.json["before"]["efficacy_prob"]
     assert said.json["provenance"]["file"]["sha256"] == file_sha256(edits)
-    assert said.json["provenance"]["command"].startswith("retcon")
+    assert said.json["provenance"]["command"] == "retcon eval --cases 'my facts.jsonl'"
 
 
 def test_a_report_is_written(retcon: Retcon, model: str, edits: Path, tmp_path: Path) -> None:
