@@ -68,6 +68,9 @@ UNLEARNING: dict[str, Any] = {
 RETAIN: tuple[str, ...] = ("The council of the city met on Monday.", "Boats left the harbour.", "Rain fell all night.")
 """Texts to keep, for methods that weigh forgetting against them."""
 
+_KNOWN = 3.0
+"""Nats a token, on average, up to which a tiny model counts as having learned an answer; random ones have six."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -215,7 +218,10 @@ def knowing(method: Method, lm: LM, edits: Sequence[Edit]) -> LM:
     known = LM.wrap(copy.deepcopy(lm.model), lm.tokenizer, name=lm.name, chat=lm.chat)
     facts = [replace(edit, target=edit.old) for edit in edits if edit.old is not None]
     facts += [Edit(prompt=text.split()[0], target=text.partition(" ")[2]) for text in RETAIN]
-    for path, entry in quick("locft-bf", steps=100, lr=5e-2).edit(known, facts).entries.items():
+    learned = quick("locft-bf", steps=100, lr=5e-3).edit(known, facts)
+    if sum(fact["loss"] for fact in learned.info["facts"]) > _KNOWN * len(facts):  # scaled logits, as granite's
+        learned = quick("locft-bf", steps=100, lr=5e-2).edit(known, facts)
+    for path, entry in learned.entries.items():
         module, _, transposed = projection(known.model, path)
         weight: Any = module.weight
         with torch.no_grad():
