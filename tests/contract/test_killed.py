@@ -36,13 +36,11 @@ for run in count():
         state.save(folder / "patch")
 """
 
-ALIKE = {"memit-blue", "alphaedit-blue", "pmet-blue", "ft-l", "ft-m"} | {
-    name for name, kind in METHODS.items() if getattr(kind, "unlearns", False) and name != "npo"
-}
-"""Methods that go on from a file by another's code."""
+FAST = ("memit", "ece", "ultraedit", "grace", "wise", "scr", "lora", "npo")
+"""One method for each way of going on from a file: the others go on by the code of one of these."""
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in METHODS])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in METHODS])
 def test_a_killed_run_leaves_nothing_half_written(name: str, tmp_path: Path) -> None:
     lm, method = LM.wrap(tiny_model("llama"), tiny_tokenizer()), quick(name)
     retain = RETAIN if unlearns(method) else ()
