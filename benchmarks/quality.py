@@ -13,6 +13,9 @@ VARIED = 100
 TUNING = 2000
 """Where the facts begin that options are chosen on; they are not among those that are reported elsewhere."""
 METRICS = (
+    "efficacy_gen",
+    "generalization_gen",
+    "specificity_gen",
     "efficacy",
     "efficacy_prob",
     "efficacy_prefixed",

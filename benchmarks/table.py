@@ -39,7 +39,7 @@ def _number(value: Any) -> str:
     return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-QUALITY = ("efficacy", "efficacy_prefixed", "generalization", "specificity", "score")
+QUALITY = ("efficacy_gen", "efficacy", "efficacy_prefixed", "generalization", "specificity", "score")
 CHANGE = "log-perplexity change"
 
 
@@ -279,7 +279,7 @@ def _speed() -> list[str]:
             f"{floor['floor_seconds']} s that its floating-point operations take at the measured rate."
         )
         lines += [text, ""]
-    for name in ("memit", "cost_statistics", "cost_evaluation", "cost_locating"):
+    for name in ("memit", "cost_statistics", "cost_evaluation", "cost_generation", "cost_locating"):
         found = _figures(name)
         if found:
             lines += [f"## {name.replace('_', ' ')}", "", "```", *_flat(found), "```", ""]
