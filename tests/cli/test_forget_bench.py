@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from tests.cli.conftest import Retcon
 
+from retcon.methods import MEMIT
+
 TEACH = ["--teach", "lr=1e-2", "rank=16", "alpha=32", "epochs=60", "look_every=10", "goal=0.3"]
 SMALL = ["--forget-groups", 1, "--retain-groups", 1, "--holdout", 1, "--attributes", 1]
 FAST = ["--set", "steps=8", "clamp=4", "templates=1", "layers=1,2", "statistics=none", "memit.ridge=0.1"]
@@ -54,6 +56,19 @@ def test_a_bench_shows_its_plan_and_writes_rows_that_the_next_run_takes(
     assert more == ["memit, fixed, 2 merged by concat, ridge=0.1", "npo, 2 merged"]
     other = retcon(*command, "--seed", 1)
     assert (other.code, "rows of another model, corpus" in other.err) == (2, True)
+
+
+def test_a_row_that_fails_ends_the_command_with_an_error_after_the_rest_are_finished(
+    retcon: Retcon, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MEMIT, "edit", lambda *_, **__: 1 / 0)
+    command = ["forget-bench", "--model", model, "--out", tmp_path / "out", "--json", *SMALL, *TEACH]
+    said = retcon(*command, "--methods", "memit", "ultraedit", "--targets", "fixed", "--set", "memit.statistics=none")
+    assert said.code == 2
+    assert said.json["failed"] == 1
+    assert ["failed" in row for row in said.json["rows"]] == [False, False, True, False]
+    assert "error: 1 of 4 rows failed, and the same command tries them again; the first is memit, fixed" in said.err
+    assert "ZeroDivisionError" in said.err
 
 
 def test_what_a_model_knows_needs_no_teaching(retcon: Retcon, model: str, tmp_path: Path) -> None:

@@ -15,6 +15,30 @@ PLACES = ["Rome", "Paris", "Uppsala", "Llanfairpwllgwyngyllgogerychwyrndrobwllll
 VERSIONS = {"retcon": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0", "python": "3.11.2"}
 
 
+DETAILS: dict[str, Any] = {
+    "ability": {
+        "arithmetic": {
+            "items": 4, "items_sha256": "ab", "scored_by": "retcon", "metric": "acc", "hits": [1.0, 0.0, 1.0, 0.0],
+            "hits_before": [1.0, 1.0, 1.0, 0.0],
+            "change": {"difference": -0.25, "interval": [-0.75, 0.0], "p": 0.62},
+        }
+    },
+    "specificity_gen": {"neighbours": 1000, "answered_right_before": 37},
+    "portability": {
+        "two-hop": {"questions": 12, "portability_gen": 0.25, "before": 0.083},
+        "alias <of>": {"questions": 3, "portability_gen": None, "before": None},
+    },
+    "facts_of_the_subject": {
+        "1": {"facts": 5, "subjects": 5, "efficacy_gen": 1.0, "all_efficacy_gen": 1.0, "specificity": None},
+        "3": {"facts": 9, "subjects": 3, "efficacy_gen": 0.889, "all_efficacy_gen": 0.667, "specificity": None},
+    },
+    "prefix_tokens": {
+        "0": {"texts": 1, "efficacy_prefixed": 0.98, "interval": [0.95, 1.0], "before": 0.02},
+        "200": {"texts": 3, "efficacy_prefixed": 0.41, "interval": None, "before": 0.01},
+    },
+}  # fmt: skip
+
+
 def provenance(**more: Any) -> dict[str, Any]:
     return {
         "model": {"name": "smollm2-135m", "revision": None, "fingerprint": "9f" * 32, "dtype": "float32"},

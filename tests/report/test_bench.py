@@ -10,7 +10,7 @@ from rich.console import Console
 from tests.report import samples
 
 from retcon.errors import RetconError
-from retcon.report.bench import Row, headline, html, markdown, table, write
+from retcon.report.bench import Row, headline, html, markdown, pictures, table, write
 from retcon.report.rows import boards, failures
 
 
@@ -113,6 +113,16 @@ def test_plots_are_drawn_from_two_methods_on() -> None:
     for name in ("Efficacy against harm", "Time against quality", "Retention"):
         assert name in two
     assert "Efficacy against harm" not in html([row("a", 0.5)])
+
+
+def test_the_plots_of_a_board_are_had_by_name() -> None:
+    (board,) = boards([row("a", 0.5), row("b", 0.6, seconds=None), row("c", 0.7)])
+    found = pictures(board)
+    assert list(found) == ["harm", "time"]
+    caption, picture = found["harm"]
+    assert caption == "Efficacy against harm: efficacy over neighbour answers that changed (1 - specificity)"
+    assert "3 methods; none beats c." in picture
+    assert "2 methods" in found["time"][1]
 
 
 def test_ruined_models_are_shown() -> None:

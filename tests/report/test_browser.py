@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from retcon.report import bench, forgetting, html
 from retcon.report.plots import COLOURS
 
 PAGES: dict[str, Callable[[], str]] = {
-    "edits": lambda: html(samples.edits(), samples.patch()),
+    "edits": lambda: html(replace(samples.edits(), details=samples.DETAILS), samples.patch()),
     "forgetting": lambda: forgetting.html(samples.forgetting(), samples.memory()),
     "bench": lambda: bench.html(samples.rows(), provenance={"command": "retcon bench run.toml", "seeds": [0, 1]}),
 }

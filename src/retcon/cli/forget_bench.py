@@ -57,8 +57,8 @@ def run(
 ) -> None:
     """Teach a model a corpus, make it forget a part in many ways, and judge each against a twin that never knew.
 
-    The plan is shown first. Rows come one by one into --out; a run that was stopped goes on where it was, and a row
-    that fails says why while the rest are finished.
+    The plan is shown first. Rows come one by one into --out; a run that was stopped goes on where it was; a row that
+    fails says why while the rest are finished, and the command then ends with exit code 2.
 
     Parameters
     ----------
@@ -144,13 +144,15 @@ def _measure(show: Screen, bench: "Bench", write: bool) -> None:
     rows = bench.run()
     heads, lines = laid_out(rows)
     show.table([heads[0], *(f"{head}#" for head in heads[1:-1]), heads[-1]], lines)
-    if failed := [row["row"] for row in rows if "failed" in row]:
-        show.warn(
-            [f"{len(failed)} of {len(rows)} rows failed, and are tried again by the same command: {failed[0]} ..."]
-        )
+    failed = [row for row in rows if "failed" in row]
     show.say(f"Written: {bench.folder / 'rows.jsonl'} and rows.md; patches and whole reports are beside them.")
     told = {"corpus": bench.split.told, "questions": bench.split.counts(), "failed": len(failed)}
     show.result({"out": str(bench.folder), **told, "rows": rows})
+    if failed:
+        raise RetconError(
+            f"{len(failed)} of {len(rows)} rows failed, and the same command tries them again; the first is "
+            f"{failed[0]['row']}: {failed[0]['failed']}"
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

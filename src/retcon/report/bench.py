@@ -24,7 +24,7 @@ from retcon.report import plots, words
 from retcon.report.parts import NONE, escaped, flat, markdown_table, number, page, written
 from retcon.report.rows import Board, Entry, Retained, Row, boards, failures, taken
 
-__all__ = ["Retained", "Row", "headline", "html", "markdown", "table", "write"]
+__all__ = ["Retained", "Row", "headline", "html", "markdown", "pictures", "table", "write"]
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -170,14 +170,14 @@ def _board(number: int, board: Board) -> dict[str, Any]:
         "title": board.title,
         "rows": [(entry.method, entry.seeds, _cells(entry)) for entry in board.entries],
         "ranked_by": board.entries[0].ranked_by,
-        "plots": _plots(board),
+        "plots": list(pictures(board).values()),
         "every": every,
         "all": [(entry.method, [_with_interval(entry, name) for name in every]) for entry in board.entries],
     }
 
 
-def _plots(board: Board) -> list[tuple[str, Markup]]:
-    """Captions and pictures, of what enough methods have figures for."""
+def pictures(board: Board) -> dict[str, tuple[str, Markup]]:
+    """Captions and plots, of what enough methods have figures for: `harm`, `time`, `retention`."""
     held = words.preferred(board.entries[0].figures, "efficacy")
     ranked = board.entries[0].ranked_by
     harm = [
@@ -191,19 +191,19 @@ def _plots(board: Board) -> list[tuple[str, Markup]]:
         if e.seconds is not None and (quality := _finite(e.figures.get(ranked))) is not None
     ]
     kept = [plots.Series(e.method, line) for e in board.entries if len(line := _line(e, held)) > 1]
-    drawn: list[tuple[str, Markup]] = []
+    drawn: dict[str, tuple[str, Markup]] = {}
     if len(harm) > 1:
         picture = plots.scatter(harm, title="Efficacy against harm", x="neighbour answers changed", y=held)
-        drawn.append((f"Efficacy against harm: {held} over neighbour answers that changed (1 - specificity)", picture))
+        drawn["harm"] = f"Efficacy against harm: {held} over neighbour answers that changed (1 - {_HARM})", picture
     if len(price) > 1:
         name = "seconds of editing, logarithmic"
         picture = plots.scatter(
             price, title="Time against quality", x=name, y=ranked, marks=words.TIMES, told=words.seconds
         )
-        drawn.append((f"Time against quality: {ranked} over the seconds that the edits took", picture))
+        drawn["time"] = f"Time against quality: {ranked} over the seconds that the edits took", picture
     if kept:
         picture = plots.lines(kept, title="Retention", x="edits so far", y=held)
-        drawn.append((f"Retention: {held} over all edits so far", picture))
+        drawn["retention"] = f"Retention: {held} over all edits so far", picture
     return drawn
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from retcon.evaluate import Report
 from retcon.patch import Patch
-from retcon.report import heat, plots, words
+from retcon.report import details, heat, plots, words
 from retcon.report.cards import card
 from retcon.report.parts import (
     NONE,
@@ -106,6 +106,7 @@ def markdown(report: Report, *, rows: int = 20) -> str:
             lines += [f"## {heading}", "", *markdown_table(["prompt", "wanted", "before", "after", ""], cells)]
         if len(said) > rows:
             lines += [f"{len(said) - rows} more in the JSON report.", ""]
+    lines += details.markdown(report)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -135,6 +136,7 @@ def html(
         sections=[(kind, heading, figures(report, kind, described(report))) for kind, heading in _HEADINGS.items()],
         answers=[("answers", _answers_heading(report), caption, said[:shown], said[shown:])],
         harms=harms(report),
+        details=details.tables(report),
         where=None if patch is None else heat.where(patch),
         wanted="wanted",
         notes=[],

@@ -93,6 +93,7 @@ def html(report: ForgetReport, patch: Patch | None = None) -> str:
         ],
         answers=[_told(report, name, heading) for name, heading in _SETS.items()],
         harms=[],
+        details=[],
         where=None if patch is None else heat.where(patch),
         wanted="true answer",
         notes=[*(f"Warning: {warning}" for warning in report.warnings), *_notes(report)],

@@ -19,6 +19,7 @@ from retcon.metrics import Metric
 from retcon.metrics import described as described_by
 from retcon.report import plots
 from retcon.report.differences import marked
+from retcon.report.svg import tag
 
 __all__ = [
     "NONE",
@@ -26,6 +27,7 @@ __all__ = [
     "Figure",
     "Kind",
     "Shown",
+    "alone",
     "answer_table",
     "described",
     "escaped",
@@ -224,6 +226,21 @@ def escaped(text: str) -> str:
 def page(name: str, **content: Any) -> str:
     """A page of the package filled in; whatever it does not get is an error."""
     return _pages().get_template(name).render(version=__version__, **content)
+
+
+def alone(plot: Markup, *, width: int = 760) -> str:
+    """A scatter or a plot of lines as a file of its own: SVG with the page's colours, for light and for dark.
+
+    Args:
+        plot: of `retcon.report.plots`.
+        width: in pixels, where nothing else decides it.
+    """
+    style = _pages().get_template("report_style.css.jinja")
+    rules = "".join(line for name in ("colours", "plots") for line in style.blocks[name](style.new_context()))
+    across, down = plots.SIZE
+    ground = tag("rect", width="100%", height="100%", style="fill: var(--card)")
+    box = {"viewBox": f"0 0 {across:g} {down:g}", "width": width, "height": round(width * down / across)}
+    return f"{tag('svg', tag('style', rules), ground, plot, xmlns='http://www.w3.org/2000/svg', **box)}\n"
 
 
 @cache

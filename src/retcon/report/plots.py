@@ -13,12 +13,13 @@ from markupsafe import Markup
 
 from retcon.report.svg import picture, short, tag
 
-__all__ = ["COLOURS", "Point", "Scale", "Series", "front", "heat", "lines", "scatter", "span", "ticks"]
+__all__ = ["COLOURS", "SIZE", "Point", "Scale", "Series", "front", "heat", "lines", "scatter", "span", "ticks"]
 
 COLOURS = 8
 """How many colours the style has, `c0` to `c7`; dashes tell lines apart without them."""
 
-_WIDTH, _HEIGHT = 400.0, 260.0
+SIZE = _WIDTH, _HEIGHT = 400.0, 260.0
+"""Of scatters and lines, in units of the picture."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 14.0, 12.0, 38.0
 _TEXT, _LETTER = 11.0, 6.1
 """Height of a label, and the width of a letter of it, in units of the picture."""
