@@ -60,8 +60,8 @@ def configured(name: str, **options: Any) -> Method:
 
 
 def store() -> Store:
-    """Where measurements that are not timed share found targets."""
-    return Store(storage.cache_dir() / "benchmark-targets.sqlite")
+    """Where measurements that are not timed share found targets: where all commands do."""
+    return Store.shared()
 
 
 def reached(report: Report) -> dict[str, Any]:

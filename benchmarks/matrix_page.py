@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import matrix
+from benchmarks import common, matrix
 from benchmarks.matrix import Table
 from retcon import storage
 from retcon.bench.rows import Row
@@ -24,7 +24,7 @@ SCORED = ("efficacy_gen", "generalization_gen", "specificity_gen")
 CHANGE = "log-perplexity change"
 SHOWN = (
     *("efficacy_gen", "generalization_gen", "portability_gen", "two_hop_gen", "specificity_gen", "specificity"),
-    *(CHANGE, SCORE, "efficacy", "generalization"),
+    *(CHANGE, SCORE, "efficacy", "efficacy_prefixed", "generalization"),
 )
 """Free-running gains, harms, what they come to, and the strict gains."""
 
@@ -38,8 +38,9 @@ judged on the final model, all edits in force. [What each figure means](evaluate
   `generalization` are strict and teacher-forced.
 - `{SCORE}` is the harmonic mean of `{SCORED[0]}`, `{SCORED[1]}` and `{SCORED[2]}`, of those that the
   set has. It orders the methods: neither one that changes everything nor one that changes nothing comes first.
-- *s an edit* is the time of the method over its facts, with nothing taken from a cache; statistics of keys, collected
-  once a model, are left out. *peak MB* is the largest resident set while the method ran, the model included.
+- *s an edit* is taken apart from these rows: 20 facts in a batch, alone on the machine, nothing from a cache
+  ([`methods/timing_*`](../benchmarks/results)); statistics of keys, collected once a model, are left out.
+  *peak MB* is the largest resident set while the method ran, the model included.
 - In the plots the dashed line joins the methods that no other one beats in both directions; thin lines are 95%
   intervals.
 """
@@ -63,7 +64,7 @@ def _keep(place: Path, text: str) -> None:
 
 def _section(table: Table, drawn: dict[str, str]) -> list[str]:
     """One table with its plots, which are added to `drawn`, and where it comes from."""
-    rows = {row["method"]: _scored(row) for row in matrix.held(table)}
+    rows = {row["method"]: _timed(_scored(row)) for row in matrix.held(table)}
     if not rows:
         return []
     found = boards(row | {"options": {}} for row in rows.values())
@@ -84,6 +85,12 @@ def _scored(row: Row) -> Row:
         had = [figures[name] for name in SCORED if figures.get(name) is not None]
         made[part] = figures | {SCORE: harmonic_mean(had)} if figures else None
     return made
+
+
+def _timed(row: Row) -> Row:
+    """A row with the seconds of its method alone on the machine, if they were measured."""
+    result = common.kept(f"methods/timing_{row['method']}")
+    return {**row, "seconds_per_edit": result["figures"]["seconds_per_edit"] if result else None}
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
@@ -117,7 +124,7 @@ def _remark(row: Row) -> str:
     if "na" in row:
         return str(row["na"])
     fewer = [f"{row['n']} facts, there are no more"] if row["n"] != row["edits"] else []
-    return "; ".join([*fewer, *([f"{row['targets_cached']} targets were there"] if row["targets_cached"] else [])])
+    return "; ".join(fewer)
 
 
 def _plots(table: Table, found: Sequence[Board], drawn: dict[str, str]) -> list[str]:

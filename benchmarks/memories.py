@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import common, many, methods
+from benchmarks import common, many
+from benchmarks.matrix import SLOW
 from retcon import forward, tokens
 from retcon.forward import Aligned
 from retcon.lm import LM
@@ -29,8 +30,6 @@ KINDS = ("memit", "locft-bf", "lora", *MEMORIES)
 """One method for each kind of entry, and all memories: low rank, dense, factors in all layers, keys, gates, texts."""
 FEW, FEW_BATCH = 100, 10
 """Facts of the patches that are looked at here, made in batches."""
-MOST = {"wise": 300}
-"""The most facts that a method is given in sequence; others get a thousand."""
 KEYS, PROMPTS, ROUNDS = 10_000, 8, 21
 LIMIT = 0.05
 """The most that a lookup may add to a forward."""
@@ -256,8 +255,6 @@ def cells() -> dict[str, Callable[[], None]]:
         found[f"memories/overhead_{name}"] = partial(overhead, name)
     for name in MEMORIES:
         found[f"memories/hits_{name}"] = partial(hits, name)
-    for name, n in MOST.items():
-        found[f"methods/counterfact_{n}_{name}"] = partial(methods.batch, name, "counterfact", n)
     for name in (*MEMORIES, *BASELINES):
-        found[f"sequential/{name}"] = partial(many.sequence, name, MOST.get(name, many.FACTS), many.BATCH)
+        found[f"sequential/{name}"] = partial(many.sequence, name, SLOW.get(name, many.FACTS), many.BATCH)
     return found

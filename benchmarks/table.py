@@ -58,28 +58,15 @@ def _quality() -> list[str]:
 
 
 def _methods() -> list[str]:
-    """One table a set and N; seconds are of 20 facts with nothing cached."""
-    groups: dict[str, list[list[str]]] = {}
-    for path in sorted((common.RESULTS / "methods").glob("*.json")):
-        if path.stem.startswith("timing_"):
-            continue
-        found = _figures(f"methods/{path.stem}")
-        assert found is not None
-        timing = _figures(f"methods/timing_{found['method']}") or {}
-        cells = [found["method"], *_reached(found), _number(timing.get("seconds_per_edit"))]
-        row = [*cells, _number(found.get("peak_memory_mb")), f"`methods/{path.name}`"]
-        judged = found.get("judged", found["n"])
-        groups.setdefault(_title(found, judged), []).append(row)
-    heads = ["method", *QUALITY, CHANGE, "s an edit", "peak MB", "file"]
-    return [line for title, rows in sorted(groups.items()) for line in _table(title, heads, rows)]
-
-
-def _title(found: dict[str, Any], judged: int) -> str:
-    if found["n"] == 1:
-        return f"All methods, single edits, mean of {found['facts']} facts of CounterFact"
-    name = {"counterfact": "CounterFact", "zsre": "zsRE"}[found["set"]]
-    part = "" if judged == found["n"] else f", judged on a sample of {judged}"
-    return f"All methods, {name}, {found['n']} facts in a batch{part}"
+    """Single edits by every method; seconds are of 20 facts in a batch, with nothing cached. Batches: `matrix_page`."""
+    rows = []
+    for name, found in _folder("methods"):
+        if name.startswith("counterfact_1_"):
+            timing = _figures(f"methods/timing_{found['method']}") or {}
+            seconds = _number(timing.get("seconds_per_edit"))
+            rows.append([found["method"], *_reached(found), seconds, f"`methods/{name}.json`"])
+    title = "All methods, single edits, mean of 50 facts of CounterFact"
+    return _table(title, ["method", *QUALITY, CHANGE, "s an edit", "file"], rows)
 
 
 def _reached(found: dict[str, Any]) -> list[str]:

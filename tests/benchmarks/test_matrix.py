@@ -62,15 +62,15 @@ def publish(table: matrix.Table, made: dict[str, Any]) -> None:
     publishing(table, made)
 
 
-def test_every_editor_has_a_cell_on_every_set_and_six_go_on_to_a_thousand() -> None:
+def test_every_editor_has_a_cell_on_every_set_and_goes_on_to_a_thousand_facts_if_it_is_not_too_slow() -> None:
     names = list(matrix.cells())
     editors = [name for name, kind in METHODS.items() if not getattr(kind, "unlearns", False)]
     assert len(editors) > 15
     assert not {"npo", "ga"} & set(editors)
     hundreds = [f"matrix/{name}_100_{method}" for name in matrix.SETS for method in editors]
-    thousand = [f"matrix/counterfact_1000_{method}" for method in matrix.BEST_SIX]
-    assert names == hundreds + thousand
-    assert len(set(matrix.BEST_SIX)) == 6
+    some = ["matrix/counterfact_300_memit", "matrix/counterfact_300_wise"]
+    thousand = [f"matrix/counterfact_1000_{method}" for method in editors if method not in ("rome", "wise")]
+    assert names == hundreds + some + thousand
 
 
 def test_a_method_that_takes_fact_by_fact_is_not_given_more_than_its_limit() -> None:
@@ -84,7 +84,7 @@ def test_what_is_asked_for_is_a_run_of_the_bench_with_free_running_figures(name:
     config = bench.load(matrix.asked(table))
     assert len(bench.cells(config)) == len(table.able)
     assert {"efficacy_gen", "generalization_gen", "portability_gen", "specificity_gen"} <= set(config.metrics or ())
-    assert config.sample == (200 if table.edits == 1000 else None)
+    assert config.sample == (200 if table.edits > 200 else None)
     assert config.options("memit") == {"statistics": str(common.STATISTICS)}
 
 

@@ -45,6 +45,12 @@ def keep(table: str, *rows: dict[str, Any]) -> None:
     (folder / "rows.jsonl").write_text(text, encoding="utf-8")
 
 
+def timed(method: str, seconds: float) -> None:
+    path = common.RESULTS / "methods" / f"timing_{method}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"figures": {"seconds_per_edit": seconds}}), encoding="utf-8")
+
+
 def written() -> str:
     matrix_page.write()
     return matrix_page.PAGE.read_text(encoding="utf-8")
@@ -62,13 +68,14 @@ def test_without_rows_there_is_no_page(tmp_path: Path) -> None:
 def test_a_table_has_free_running_figures_first_harms_beside_them_and_the_price() -> None:
     worse = {**FIGURES, "efficacy_gen": 1.0, "specificity_gen": 0.09, "log_perplexity": 4.5}
     keep("counterfact_100", row("memit", metrics=worse), row("rome"))
+    timed("rome", 2.5)
     assert lines(written()) == [
         ["method", "efficacy_gen", "generalization_gen", "specificity_gen", "specificity", "log-perplexity change",
          "score_gen", "efficacy", "s an edit", "peak MB"],
         ["---"] * 10,
         ["*unedited*", "0.010", "0.010", "0.010", "1.000", "–", "0.010", "0.010", "–", "–"],
-        ["rome", "0.900", "0.600", "0.450", "0.500", "0.250", "0.600", "1.000", "1.25", "1700"],
-        ["memit", "1.000", "0.600", "0.090", "0.500", "1.500", "0.218", "1.000", "1.25", "1700"],
+        ["rome", "0.900", "0.600", "0.450", "0.500", "0.250", "0.600", "1.000", "2.50", "1700"],
+        ["memit", "1.000", "0.600", "0.090", "0.500", "1.500", "0.218", "1.000", "–", "1700"],
     ]  # fmt: skip
 
 
@@ -76,11 +83,11 @@ def test_rows_without_figures_stand_last_and_say_why() -> None:
     asked = {name: row("x")[name] for name in ("dataset", "edits", "seed", "mode", "chunk", "options", "model")}
     failed = asked | {"key": "a", "row": "memit", "method": "memit", "failed": "MemoryError: of | all"}
     cannot = asked | {"key": "b", "row": "ece", "method": "ece", "na": "n/a: ece: it has no subject"}
-    keep("zsre_100", failed, cannot, row("lora", targets_cached=3, seconds_per_edit=None))
+    keep("zsre_100", failed, cannot, row("lora", n=99))
     found = lines(written())
     assert found[0][-1] == "remark"
     assert [(line[0], line[1], line[-1]) for line in found[3:]] == [
-        ("lora", "0.900", "3 targets were there"),
+        ("lora", "0.900", "99 facts, there are no more"),
         ("memit", "–", "failed: MemoryError: of / all"),
         ("ece", "–", "n/a: ece: it has no subject"),
     ]
@@ -113,6 +120,8 @@ def test_each_table_says_what_it_takes_to_measure_it_again() -> None:
 def test_plots_lie_beside_the_page_and_every_link_leads_to_a_file(tmp_path: Path) -> None:
     keep("counterfact_100", row("memit"), row("rome", metrics={**FIGURES, "efficacy_gen": 0.95}))
     keep("counterfact_1000", row("memit", edits=1000))
+    timed("memit", 1.0)
+    timed("rome", 2.5)
     page = written()
     pictures = re.findall(r"!\[.*\]\((.*)\)", page)
     assert pictures == ["results/counterfact_100_harm.svg", "results/counterfact_100_time.svg"]
