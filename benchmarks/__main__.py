@@ -32,6 +32,7 @@ MEASUREMENTS: dict[str, Callable[[], None]] = {
     "speed_search": speed.search,
     "quality_memit_1": partial(quality.single, "memit"),
     "quality_rome_1": partial(quality.single, "rome"),
+    "builtin_known": quality.known,
     "cost_statistics": costs.statistics,
     "cost_evaluation": costs.evaluation,
     "cost_generation": costs.generation,

@@ -1,11 +1,15 @@
 """What the edits reach and what they harm."""
 
-from dataclasses import asdict
+from collections import defaultdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from benchmarks import common
+from retcon import sets
 from retcon.evaluate import evaluate
 from retcon.lm import LM
+from retcon.requests import Case
+from retcon.sets import builtin
 
 SINGLES = 50
 PERPLEXITY_ON = 5
@@ -98,3 +102,22 @@ def single(name: str, *, result: str | None = None) -> None:
         "rows": rows,
     }
     common.keep(result or f"quality_{name}_1", {**figures, "config": asdict(method.config)}, lm)
+
+
+def known() -> None:
+    """How much the default model knows of the set that comes with Retcon: its own answers against the true ones."""
+    lm, tables = LM.load(common.MODEL), builtin.tables()
+    edits = [case.edit for case in sets.load("builtin").items]
+    asked = [Case(replace(edit, target=edit.old, old=None), aliases=tables.names(edit.old)[1:]) for edit in edits]
+    report = evaluate(lm, asked, metrics=("efficacy_gen", "efficacy"))
+    by_relation = defaultdict(list)
+    for edit, case in zip(edits, report.cases, strict=True):
+        by_relation[edit.relation].append(case["metrics"]["efficacy_gen"])
+    figures = {
+        "n": len(asked),
+        "answered_right": report.metrics["efficacy_gen"],
+        "every_token_the_likeliest": report.metrics["efficacy"],
+        "intervals": report.intervals,
+        "by_relation": {name: round(common.mean(right), 3) for name, right in sorted(by_relation.items())},
+    }
+    common.keep("builtin_known", figures, lm)

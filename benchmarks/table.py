@@ -267,7 +267,7 @@ def _speed() -> list[str]:
             f"{floor['floor_seconds']} s that its floating-point operations take at the measured rate."
         )
         lines += [text, ""]
-    for name in ("memit", "cost_statistics", "cost_evaluation", "cost_generation", "cost_locating"):
+    for name in ("memit", "cost_statistics", "cost_evaluation", "cost_generation", "cost_locating", "builtin_known"):
         found = _figures(name)
         if found:
             lines += [f"## {name.replace('_', ' ')}", "", "```", *_flat(found), "```", ""]

@@ -138,7 +138,7 @@ def test_f3_a_short_target_is_trained_alike_alone_and_beside_a_long_one(tiny_lm:
     long = replace(tiny_edits(4)[3], target="the water polo of the city of Rome")
     alone = made("locft-bf", steps=1, eos=False).edit(lm, [ONE_TOKEN])
     other = made("locft-bf", steps=1, eos=False).edit(lm, [long])
-    both = made("locft-bf", steps=1, eos=False).edit(lm, [ONE_TOKEN, long])
+    both = made("locft-bf", steps=1, batch=2, eos=False).edit(lm, [ONE_TOKEN, long])
     told = [patch.info["facts"] for patch in (alone, other, both)]
     assert told[2][0]["loss"] == pytest.approx(told[0][0]["loss"], abs=2e-5)
     assert told[2][1]["loss"] == pytest.approx(told[1][0]["loss"], abs=2e-5)

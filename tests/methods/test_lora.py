@@ -20,7 +20,7 @@ from retcon.testing.checks import difference
 from retcon.testing.snapshot import changed, snapshot
 
 TinyLM = Callable[..., LM]
-FEW = LoRAConfig(steps=6, rank=4, alpha=8.0)
+FEW = LoRAConfig(steps=6, batch=100, rank=4, alpha=8.0)
 
 
 def logits(model: nn.Module) -> Tensor:
@@ -122,7 +122,7 @@ def test_it_begins_without_effect_and_with_a_seeded_gaussian(tiny_lm: TinyLM) ->
 def test_the_scale_is_folded_into_the_factors(tiny_lm: TinyLM) -> None:
     """Adam moves every entry of B by the learning rate at first, and A, whose gradient is still zero, not at all."""
     lm, edits = tiny_lm("llama"), tiny_edits(2)
-    config = LoRAConfig(steps=1, rank=4, alpha=12.0, lr=1e-3)
+    config = LoRAConfig(steps=1, batch=100, rank=4, alpha=12.0, lr=1e-3)
     start = factors(LoRA(replace(config, stop=1e3)).edit(lm, edits))
     for path, entry in factors(LoRA(config).edit(lm, edits)).items():
         assert torch.equal(entry.V, start[path].V)

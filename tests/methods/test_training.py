@@ -26,7 +26,7 @@ from retcon.testing.snapshot import changed, snapshot
 
 TinyLM = Callable[..., LM]
 F64 = torch.float64
-BREADTH = FTMConfig(schedule="breadth", layers=(2,), lr=1e-3, steps=3)
+BREADTH = FTMConfig(schedule="breadth", batch=100, layers=(2,), lr=1e-3, steps=3)
 TEXTS = ("The council of the city met on Monday.", "Boats left the harbour.", "Rain fell all night in the hills.")
 
 
@@ -198,6 +198,16 @@ def test_in_breadth_each_request_is_seen_once_a_pass_in_a_new_order(
     passes = [[i for batch, _ in seen[k : k + 3] for i in batch] for k in (0, 3, 6)]
     assert all(sorted(order) == list(range(7)) for order in passes)
     assert len({tuple(order) for order in passes}) == 3
+
+
+@pytest.mark.parametrize(("facts", "size"), [(4, 1), (19, 1), (25, 2)])
+def test_by_default_a_pass_makes_ten_steps_or_one_for_each_request(
+    facts: int, size: int, tiny_lm: TinyLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with watched(monkeypatch) as seen:
+        FTM(replace(BREADTH, steps=1, batch=None)).edit(tiny_lm("llama"), tiny_edits(facts))
+    assert {len(batch) for batch, _ in seen[:-1]} == {size}
+    assert len(seen) >= min(10, facts)
 
 
 def test_in_depth_each_request_is_finished_before_the_next_begins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,7 +391,7 @@ def test_any_change_of_leaves_can_be_trained(tiny_lm: TinyLM) -> None:
             self.confined += 1
 
     change = Steered()
-    found = train(lm, rows_of(lm, tiny_edits(2)), change, TrainingConfig(schedule="breadth", steps=4, lr=1e-2))
+    found = train(lm, rows_of(lm, tiny_edits(2)), change, TrainingConfig(schedule="breadth", batch=100, steps=4, lr=1e-2))
     assert isinstance(found, Trained)
     assert found.evaluations.tolist() == [4, 4]
     assert change.confined == 4

@@ -43,6 +43,7 @@ QUICK: dict[str, Any] = {
     "statistics": "none",
     "templates": 0,
     "steps": 8,
+    "batch": 16,
     "weight_decay": 0.0,
     "precision": "float32",
     "ridge": 1.0,
