@@ -391,7 +391,8 @@ def test_any_change_of_leaves_can_be_trained(tiny_lm: TinyLM) -> None:
             self.confined += 1
 
     change = Steered()
-    found = train(lm, rows_of(lm, tiny_edits(2)), change, TrainingConfig(schedule="breadth", batch=100, steps=4, lr=1e-2))
+    config = TrainingConfig(schedule="breadth", batch=100, steps=4, lr=1e-2)
+    found = train(lm, rows_of(lm, tiny_edits(2)), change, config)
     assert isinstance(found, Trained)
     assert found.evaluations.tolist() == [4, 4]
     assert change.confined == 4
