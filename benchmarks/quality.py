@@ -5,7 +5,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from benchmarks import common
-from retcon import sets
 from retcon.evaluate import evaluate
 from retcon.lm import LM
 from retcon.requests import Case
@@ -107,8 +106,9 @@ def single(name: str, *, result: str | None = None) -> None:
 def known() -> None:
     """How much the default model knows of the set that comes with Retcon: its own answers against the true ones."""
     lm, tables = LM.load(common.MODEL), builtin.tables()
-    edits = [case.edit for case in sets.load("builtin").items]
-    asked = [Case(replace(edit, target=edit.old, old=None), aliases=tables.names(edit.old)[1:]) for edit in edits]
+    edits = [case.edit for case in builtin.compose()]
+    true = [(edit, edit.old) for edit in edits if edit.old is not None]
+    asked = [Case(replace(edit, target=old, old=None), aliases=tables.names(old)[1:]) for edit, old in true]
     report = evaluate(lm, asked, metrics=("efficacy_gen", "efficacy"))
     by_relation = defaultdict(list)
     for edit, case in zip(edits, report.cases, strict=True):
