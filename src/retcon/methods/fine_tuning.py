@@ -64,8 +64,7 @@ class LocFTBFConfig(FTMConfig):
     eos: bool = True
     """Whether the end token follows each target and is learned too, so that the model stops there."""
     lr: float = 1e-3
-    """Adam's learning rate. Published for models of 7B: 5e-4, which leaves a quarter of a hundred facts unlearned in
-    the default model."""
+    """Adam's learning rate. Published for models of 7B: 5e-4, at which the default model needs more passes."""
 
 
 class FineTuning:
