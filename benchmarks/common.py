@@ -32,6 +32,7 @@ __all__ = [
     "kept",
     "mean",
     "notes",
+    "nowhere",
     "reached",
     "say",
     "store",
@@ -117,11 +118,23 @@ def keep(name: str, figures: dict[str, Any], lm: LM | None = None, made_by: str 
     }
     if lm is not None:
         record["model"] = provenance.model(lm)
-    plain = json.loads(json.dumps(record).replace(str(DATA), "$RETCON_DATA"))  # no path of the machine measured on
+    plain = json.loads(nowhere(json.dumps(record)))
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     storage.write_json(path, plain)
     say(json.dumps(figures, indent=2))
+
+
+def nowhere(text: str) -> str:
+    """A text without the folders of this machine."""
+    folders = {
+        "$RETCON_DATA": DATA, "$RETCON_CACHE": storage.cache_dir(), ".": Path(__file__).parents[1],
+        "~": Path(os.path.expanduser("~")),
+    }  # fmt: skip
+    for name, folder in sorted(folders.items(), key=lambda pair: -len(str(pair[1]))):
+        if folder.is_absolute() and len(folder.parts) > 1:
+            text = text.replace(str(folder), name)
+    return text
 
 
 def kept(name: str) -> dict[str, Any] | None:

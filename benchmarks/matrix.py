@@ -6,7 +6,6 @@ goes to `results/matrix/TABLE/rows.jsonl`, beside those of the other cells; `doc
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -137,7 +136,7 @@ def _publish(table: Table, row: Row) -> None:
     """Put a row among those of its table, in place of the method's older one; no path of this machine is in it."""
     told = row["options"].items()
     made = row | {"options": {name: Path(value).name if name in SHARED else value for name, value in told}}
-    text = _nowhere(json.dumps(made, ensure_ascii=False, allow_nan=False))
+    text = common.nowhere(json.dumps(made, ensure_ascii=False, allow_nan=False))
     with _alone(table.name):
         others = [older for older in held(table) if older["method"] != row["method"]]
         rows = _ordered([*others, json.loads(text)])
@@ -162,15 +161,3 @@ def _alone(name: str) -> Iterator[None]:
     with place.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _nowhere(text: str) -> str:
-    """A text without the folders of this machine."""
-    folders = {
-        "$RETCON_DATA": common.DATA, "$RETCON_CACHE": storage.cache_dir(), ".": Path(__file__).parents[1],
-        "~": Path(os.path.expanduser("~")),
-    }  # fmt: skip
-    for name, folder in sorted(folders.items(), key=lambda pair: -len(str(pair[1]))):
-        if folder.is_absolute() and len(folder.parts) > 1:
-            text = text.replace(str(folder), name)
-    return text

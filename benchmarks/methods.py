@@ -5,8 +5,8 @@ from functools import partial
 from typing import Any
 
 from benchmarks import common, quality
+from benchmarks.matrix import EDITORS
 from retcon.lm import LM
-from retcon.methods import METHODS
 
 TIMED = 20
 """Facts that a method is timed on, nothing cached."""
@@ -37,9 +37,8 @@ def timing(name: str) -> None:
 def cells() -> dict[str, Callable[[], None]]:
     """All cells by the name of their result, the quickest first."""
     found: dict[str, Callable[[], None]] = {}
-    editors = [name for name, kind in METHODS.items() if not getattr(kind, "unlearns", False)]
-    for name in editors:
+    for name in EDITORS:
         found[f"methods/timing_{name}"] = partial(timing, name)
-    for name in editors:
+    for name in EDITORS:
         found[f"methods/counterfact_1_{name}"] = partial(single, name)
     return found

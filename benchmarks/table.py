@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import common, forgetting, matrix_page, probing
+from benchmarks import common, forgetting, matrix_page, probing, quality
 from retcon import storage
 from retcon.methods import METHODS
 
@@ -65,7 +65,7 @@ def _methods() -> list[str]:
             timing = _figures(f"methods/timing_{found['method']}") or {}
             seconds = _number(timing.get("seconds_per_edit"))
             rows.append([found["method"], *_reached(found), seconds, f"`methods/{name}.json`"])
-    title = "All methods, single edits, mean of 50 facts of CounterFact"
+    title = f"All methods, single edits, mean of {quality.SINGLES} facts of CounterFact"
     return _table(title, ["method", *QUALITY, CHANGE, "s an edit", "file"], rows)
 
 

@@ -56,7 +56,7 @@ class TrainingConfig:
     """Adam's learning rate."""
     batch: int | None = None
     """Requests of a mini-batch, with `breadth`; by default a tenth of them, 100 at most, so that a pass makes ten steps
-    or more. In one batch of 100, as published, a hundred facts get one step a pass, and too few in all."""
+    or more where there are ten requests. By batches of 100, as published, a hundred facts get one step a pass."""
     stop: float = 1e-2
     """No step is made on a loss below this; a request is then finished, or, by the mean of a pass, all of them."""
     eos: bool = False
