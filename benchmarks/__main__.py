@@ -23,6 +23,7 @@ from benchmarks import (
     quality,
     speed,
     table,
+    tuning,
 )
 
 MEASUREMENTS: dict[str, Callable[[], None]] = {
@@ -44,6 +45,7 @@ MEASUREMENTS: dict[str, Callable[[], None]] = {
     **memories.cells(),
     **forgetting.cells(),
     **probing.cells(),
+    **tuning.cells(),
     **matrix.cells(),
 }
 

@@ -20,6 +20,7 @@ def write() -> None:
     lines += _methods()
     lines += _many()
     lines += _memories()
+    lines += _tuning()
     lines += _ece()
     lines += _eamet()
     lines += forgetting.section()
@@ -194,12 +195,28 @@ def _eamet() -> list[str]:
     return lines + _table("Several facts of a subject, all in one batch", heads, several)
 
 
+def _tuning() -> list[str]:
+    """What the options of memories and baselines do."""
+    lines, heads = [], ["options", "efficacy of all", *QUALITY, CHANGE, "s an edit"]
+    for name, found in _folder("tuning"):
+        rows = [
+            [_options(row), _number(row["efficacy_of_all"]), *_reached(row), _number(row["seconds_per_edit"])]
+            for row in found["rows"]
+        ]
+        title = f"{name}: its options, {found['n']} facts from {found['first_fact']} on (`tuning/{name}.json`)"
+        lines += _table(title, heads, rows)
+    return lines
+
+
+def _options(found: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in found["options"].items()) or "defaults"
+
+
 def _variants(title: str, folder: str, prefix: str) -> list[str]:
     rows = []
     for name, found in _folder(folder):
         if name.startswith(prefix):
-            options = ", ".join(f"{key}={value}" for key, value in found["options"].items()) or "defaults"
-            rows.append([options, *_reached(found), f"`{folder}/{name}.json`"])
+            rows.append([_options(found), *_reached(found), f"`{folder}/{name}.json`"])
     return _table(title, ["options", *QUALITY, CHANGE, "file"], rows)
 
 
