@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retcon import patch, solve, stats, storage, tokens
+from retcon import patch, solve, stats, storage
 from retcon.errors import RetconError
 from retcon.lm import LM
 from retcon.methods.family import LocateAndEditConfig, Problem
 from retcon.methods.locate_and_edit import LocateAndEdit
+from retcon.methods.retained import retained_rows
 
 __all__ = ["AlphaEdit", "AlphaEditConfig"]
 
@@ -32,6 +33,10 @@ class AlphaEditConfig(LocateAndEditConfig):
     trace that they make up (`energy`)."""
     threshold: float = 0.1
     """The bound of that rule; published: 2e-2, `absolute`, which depends on the size of a model's activations."""
+    retain_tokens: int = 40
+    """Tokens of the model's own answer to a text to retain that are retained with it, at most."""
+    retain_weight: float = 1.0
+    """How much a key of theirs counts, where one of an earlier batch counts 1."""
     few_tokens: bool = False
     """Whether statistics of fewer than ten tokens for each dimension of a key will do."""
 
@@ -54,11 +59,11 @@ class AlphaEdit(LocateAndEdit):
         C = U diag(s) U^T,   U0 = its directions that ordinary keys leave free,   Kt = U0^T K
         Delta = share * R Kt^T (U0^T (K_p K_p^T + K_r K_r^T) U0 + L2 I + Kt Kt^T)^{-1} U0^T
 
-    K_p are the keys of earlier batches, which travel in the patch. K_r are those of the texts to retain, at all their
-    tokens on the unedited model: each counts like a key of an earlier batch, so that these texts keep their outputs at
-    the edited projections up to the ridge. Where there are no statistics (C = I) no direction is freer than another,
-    and U0 = I. The patch's info tells, for each layer, how many directions are free, and the leakage: the mean of
-    |U0^T k|^2 / |k|^2 over ordinary keys that C was not made of.
+    K_p are the keys of earlier batches, which travel in the patch. K_r are those of the texts to retain, and of the
+    model's own answers to them, at all their tokens on the unedited model: each counts like a key of an earlier batch
+    (`retain_weight`), so that these texts keep their outputs at the edited projections up to the ridge. Where there are
+    no statistics (C = I) no direction is freer than another, and U0 = I. The patch's info tells, for each layer, how
+    many directions are free, and the leakage: the mean of |U0^T k|^2 / |k|^2 over ordinary keys that C was not made of.
 
     Paper: Fang et al., AlphaEdit: Null-Space Constrained Knowledge Editing for Language Models, ICLR 2025,
     arXiv 2410.02355.
@@ -82,6 +87,8 @@ class AlphaEdit(LocateAndEdit):
         notes: dict[str, Any],
     ) -> Mapping[str, _Space]:
         """The null space of each projection, and the keys of the texts to retain."""
+        if self.config.retain_weight < 0:
+            raise RetconError(f"retain_weight is {self.config.retain_weight}; it must be 0 or more")
         for path, moments in known.items():
             needed = _ENOUGH * len(moments.second)
             if moments.count < needed and not self.config.few_tokens:
@@ -90,8 +97,8 @@ class AlphaEdit(LocateAndEdit):
                     f"{needed}; give more text, or set few_tokens"
                 )
         found = self._bases(lm, paths, known)
-        rows = [tokens.encode(lm, lm.render(text)) for text in retain]
-        kept = stats.keys(lm, paths, [row for row in rows if row]) if rows else {}
+        rows = retained_rows(lm, retain, self.config.retain_tokens)
+        kept = stats.keys(lm, paths, rows) if rows else {}
         spaces = {path: _Space(*found[path], kept.get(path, torch.zeros(lm.arch.d_mlp, 0))) for path in paths}
         notes["null_space"] = {
             path: {"directions": space.basis.shape[1], "of": len(space.basis), "leakage": round(space.leakage, 6)}
@@ -103,7 +110,7 @@ class AlphaEdit(LocateAndEdit):
         """The ridge regression inside the null space."""
         space: _Space = problem.extra
         place = problem.keys.device
-        past = torch.cat([problem.past, space.kept.to(problem.past)], 1)
+        past = torch.cat([problem.past, self.config.retain_weight**0.5 * space.kept.to(problem.past)], 1)
         basis = space.basis.to(place)
         return solve.null_space_ridge(problem.keys, problem.residuals, basis, self.config.l2, past)
 
