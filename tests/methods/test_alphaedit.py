@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from retcon import forward, solve, stats, tokens
+from retcon import solve, stats, tokens
 from retcon.errors import RetconError
 from retcon.lm import LM
 from retcon.methods import MEMIT, AlphaEdit, AlphaEditConfig, MEMITConfig
-from retcon.methods.retained import retained_rows
+from retcon.methods.retained import answered
 from retcon.patch import Patch
 from retcon.testing import tiny_edits, tiny_model, tiny_tokenizer
 from retcon.testing.checks import difference
@@ -167,28 +167,16 @@ def test_keys_to_retain_are_those_of_the_unedited_model() -> None:
 
     rule = Watched(AlphaEditConfig(**QUICK, statistics="none"))
     rule.edit(lm(), tiny_edits(4)[3:], state=first, retain=KEPT)
-    rows = retained_rows(lm(), KEPT, AlphaEditConfig().retain_tokens)
+    rows = [one.ids for one in answered(lm(), KEPT, AlphaEditConfig().retain_tokens)]
     wanted = stats.keys(lm(), lm().arch.mlp_out[1:3], rows)
     for found, path in zip(seen, wanted, strict=True):
         assert torch.equal(found, wanted[path])
 
 
-def test_a_text_to_retain_goes_on_as_the_unedited_model_does() -> None:
-    prompts = [tokens.encode(lm(), kept) for kept in KEPT]
-    rows = retained_rows(lm(), KEPT, 6)
-    for row, prompt, answer in zip(rows, prompts, forward.greedy(lm(), prompts, max_new_tokens=6), strict=True):
-        assert answer
-        assert row == prompt + answer
-    assert retained_rows(lm(), KEPT, 0) == prompts
-    assert retained_rows(lm(), (), 6) == []
-    with pytest.raises(RetconError, match=r"-1 tokens .* give 0 or more"):
-        retained_rows(lm(), KEPT, -1)
-
-
 def test_the_weight_of_texts_to_retain(text: str) -> None:
     """What counts more is held closer."""
     path, norms = lm().arch.mlp_out[1], []
-    keys = stats.keys(lm(), [path], retained_rows(lm(), KEPT, 40))[path]
+    keys = stats.keys(lm(), [path], [one.ids for one in answered(lm(), KEPT, 40)])[path]
     for weight in (0.0, 0.01, 1.0, 100.0):
         patch = alphaedit(statistics=text, l2=1.0, retain_weight=weight).edit(lm(), tiny_edits(3), retain=KEPT)
         norms.append(float((change(patch, path) @ keys).norm()))

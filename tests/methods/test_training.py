@@ -309,11 +309,22 @@ def test_a_model_that_has_not_moved_is_not_held_back(tiny_lm: TinyLM) -> None:
 def test_no_text_comes_again_before_all_have_come() -> None:
     texts = [[i, i] for i in range(5)]
     drawn = training._Texts(texts, 0)
-    first = [ids for _ in range(5) for ids in drawn.next(2)]
+    first = [ids for _ in range(5) for ids in drawn.next(2)[0]]
     assert sorted(first[:5]) == sorted(first[5:]) == texts
     again = training._Texts(texts, 0)
-    assert [ids for _ in range(5) for ids in again.next(2)] == first
-    assert len(training._Texts(texts[:2], 0).next(4)) == 2
+    assert [ids for _ in range(5) for ids in again.next(2)[0]] == first
+    assert len(training._Texts(texts[:2], 0).next(4)[0]) == 2
+
+
+@pytest.mark.parametrize("family", ["llama", "gptj"])
+def test_texts_are_read_from_the_lowest_trained_layer_on(
+    family: str, tiny_lm: TinyLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What runs below it is the same at each step, and so is what comes of it."""
+    lm, edits, method = tiny_lm(family, F64), tiny_edits(3), FTM(replace(BREADTH, steps=4, layers=(2,)))
+    patch = method.edit(lm, edits, retain=TEXTS)
+    monkeypatch.setattr(training, "states_below", lambda *_: None)
+    assert difference(patch, method.edit(lm, edits, retain=TEXTS)) < 1e-9
 
 
 # ------------------------------------------------------------------------------------------------- the model

@@ -14,6 +14,7 @@ from retcon.errors import RequestError
 from retcon.lm import LM
 from retcon.methods.fine_tuning import DenseChange
 from retcon.methods.lora import Factors
+from retcon.methods.retained import answered
 from retcon.methods.training_rows import (
     Row,
     acting,
@@ -69,8 +70,9 @@ def test_the_end_token_follows_the_target_where_it_is_asked_for(tiny_lm: TinyLM)
 
 def test_texts_to_keep_are_cut_and_must_have_something_to_predict(tiny_lm: TinyLM) -> None:
     lm = tiny_lm("llama")
-    assert [len(ids) for ids in texts_of(lm, ["word " * 500, TEXTS[1]])] == [64, len(tokens.encode(lm, TEXTS[1]))]
-    assert len(texts_of(lm, ["word " * 500], 100)[0]) == 100
+    assert [len(ids) for ids in texts_of(lm, ["word " * 500, TEXTS[1]])] == [256, len(tokens.encode(lm, TEXTS[1]))]
+    (ids,) = texts_of(lm, [TEXTS[1]], 8)
+    assert ids == answered(lm, [TEXTS[1]], 8)[0].ids
     with pytest.raises(RequestError, match="fewer than two tokens"):
         texts_of(lm, ["", TEXTS[0]])
 

@@ -13,7 +13,7 @@ from retcon.errors import RetconError
 from retcon.lm import LM
 from retcon.methods.family import LocateAndEditConfig, Problem
 from retcon.methods.locate_and_edit import LocateAndEdit
-from retcon.methods.retained import retained_rows
+from retcon.methods.retained import answered
 
 __all__ = ["AlphaEdit", "AlphaEditConfig"]
 
@@ -97,7 +97,7 @@ class AlphaEdit(LocateAndEdit):
                     f"{needed}; give more text, or set few_tokens"
                 )
         found = self._bases(lm, paths, known)
-        rows = retained_rows(lm, retain, self.config.retain_tokens)
+        rows = [one.ids for one in answered(lm, retain, self.config.retain_tokens)]
         kept = stats.keys(lm, paths, rows) if rows else {}
         spaces = {path: _Space(*found[path], kept.get(path, torch.zeros(lm.arch.d_mlp, 0))) for path in paths}
         notes["null_space"] = {

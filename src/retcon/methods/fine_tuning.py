@@ -126,7 +126,7 @@ class FineTuning:
         seconds = {"statistics": 0.0, "targets": 0.0, "solve": 0.0}
         with timed(seconds, "targets"):
             rows = rows_of(lm, edits, self.place, eos=self.config.eos)
-            texts = texts_of(lm, retain)
+            texts = texts_of(lm, retain, self.config.retain_tokens)
         with ExitStack() as stack:
             stack.enter_context(resumed(lm, state))
             with timed(seconds, "solve"):

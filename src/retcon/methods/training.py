@@ -67,6 +67,8 @@ class TrainingConfig:
     """Weight of that loss, where there are such texts."""
     retain_batch: int = 4
     """Texts that are looked at in each step."""
+    retain_tokens: int = 40
+    """Tokens of the model's own answer to a text to keep that are kept with it, at most."""
     precision: Precision = "float32"
     """Dtype of the matrix products; the change, its gradient and Adam are fp32."""
     seed: int = 0
@@ -165,9 +167,9 @@ class _Trainer:
     ) -> None:
         self._lm, self._rows, self._change, self._config = lm, rows, change, config
         self._lengths = [len(row.ids) for row in rows]
-        self._retain = _Texts(retain, config.seed) if retain else None
-        self._entry = lowest(lm, change.entries())
-        self._states = states_below(lm, [row.ids for row in rows], self._entry)
+        entry = lowest(lm, change.entries())
+        self._retain = _Texts(retain, config.seed, _entered(lm, retain, entry)) if retain else None
+        self._entered = _entered(lm, [row.ids for row in rows], entry)
         self.loss = torch.zeros(len(rows), dtype=torch.float64)
         self.evaluations = torch.zeros(len(rows), dtype=torch.long)
 
@@ -215,7 +217,7 @@ class _Trainer:
             steps.drop()
             return loss
         if self._retain is not None:
-            steps.add(self._config.retain_weight * self._drift(self._retain.next(self._config.retain_batch)))
+            steps.add(self._config.retain_weight * self._drift(*self._retain.next(self._config.retain_batch)))
         steps.take()
         return loss
 
@@ -225,33 +227,44 @@ class _Trainer:
 
     def _losses(self, part: Sequence[int]) -> Float[Tensor, " n"]:
         """The mean cross-entropy of each row's target tokens."""
-        entered = None if self._states is None else Entered(self._entry, [self._states[i] for i in part])
+        entered = _part(self._entered, part)
         found = misses(self._lm, [self._rows[i] for i in part], self._change.entries(), entered)
         return torch.stack([miss.mean() for miss in found])
 
-    def _drift(self, texts: Sequence[list[int]]) -> Float[Tensor, ""]:
+    def _drift(self, texts: Sequence[list[int]], entered: Entered | None) -> Float[Tensor, ""]:
         """What the change does to texts to keep, the mean over their tokens."""
         keeps = self._config.retain_loss == "kl"
         at = [(r, column) for r, ids in enumerate(texts) for column in range(len(ids) - (not keeps))]
-        now = logits_at(self._lm, texts, at, self._change.entries())
+        now = logits_at(self._lm, texts, at, self._change.entries(), entered)
         if not keeps:
             return F.cross_entropy(now, torch.tensor([t for ids in texts for t in ids[1:]], device=now.device))
         with torch.no_grad():
-            before = logits_at(self._lm, texts, at, {})
+            before = logits_at(self._lm, texts, at, {}, entered)
         return divergence(before, now).mean()
 
 
 class _Texts:
     """Texts to keep, a few at a time: none comes again before all have come."""
 
-    def __init__(self, texts: Sequence[list[int]], seed: int) -> None:
-        self._texts, self._queue = texts, list[int]()
+    def __init__(self, texts: Sequence[list[int]], seed: int, entered: Entered | None = None) -> None:
+        self._texts, self._entered, self._queue = texts, entered, list[int]()
         self._generator = torch.Generator().manual_seed(seed)
 
-    def next(self, n: int) -> list[list[int]]:
-        """The next `n` texts, or all where there are fewer."""
+    def next(self, n: int) -> tuple[list[list[int]], Entered | None]:
+        """The next `n` texts, or all where there are fewer, and what the lowest trained block reads in them."""
         found = []
         for _ in range(min(n, len(self._texts))):
             self._queue = self._queue or torch.randperm(len(self._texts), generator=self._generator).tolist()
-            found.append(self._texts[self._queue.pop()])
-        return found
+            found.append(self._queue.pop())
+        return [self._texts[i] for i in found], _part(self._entered, found)
+
+
+def _entered(lm: LM, rows: Sequence[list[int]], layer: int) -> Entered | None:
+    """What the block of a layer reads in each row; None where it is not to be kept."""
+    states = states_below(lm, rows, layer)
+    return None if states is None else Entered(layer, states)
+
+
+def _part(entered: Entered | None, rows: Sequence[int]) -> Entered | None:
+    """The same of some of the rows."""
+    return None if entered is None else Entered(entered.layer, [entered.states[i] for i in rows])

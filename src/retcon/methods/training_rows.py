@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from retcon import forward, hooks, memory, tokens
 from retcon.errors import RequestError
 from retcon.lm import LM
+from retcon.methods.retained import answered
 from retcon.patch import Entry
 from retcon.requests import Edit
 
@@ -45,8 +46,8 @@ Place = Literal["masked", "last_position"]
 
 BATCH_TOKENS = 1024
 """Tokens of one forward, padding included; a mini-batch that is larger adds up the gradients of several."""
-_LONGEST = 64
-"""Tokens of a text to keep that are looked at."""
+_LONGEST = 256
+"""Tokens of a text to keep and its answer that are looked at."""
 _KEPT_BYTES = 2**29
 """The most that states below the lowest trained layer may take, so that these layers run once."""
 
@@ -116,17 +117,17 @@ def row_of(lm: LM, prompt: str, target: str, place: Place = "masked", *, eos: bo
     return Row([*ids, *wanted[:-1]], list(range(last, last + len(wanted))), wanted)
 
 
-def texts_of(lm: LM, retain: Sequence[str], longest: int = _LONGEST) -> list[list[int]]:
-    """The ids of texts to keep, their first 64 or as many as are named.
+def texts_of(lm: LM, retain: Sequence[str], answer_tokens: int = 0) -> list[list[int]]:
+    """The ids of texts to keep and of the model's own answers to them, at most 256 of each.
 
     Raises:
         RequestError: a text has no second token, so nothing in it is predicted.
+        RetconError: `answer_tokens` is negative.
     """
-    found = [tokens.encode(lm, lm.render(text))[:longest] for text in retain]
-    for text, ids in zip(retain, found, strict=True):
-        if len(ids) < 2:
+    for text in retain:
+        if len(tokens.encode(lm, lm.render(text))) < 2:
             raise RequestError(f"the text to keep {text!r} has fewer than two tokens; write a longer one")
-    return found
+    return [one.ids[:_LONGEST] for one in answered(lm, retain, answer_tokens)]
 
 
 def misses(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from retcon import tokens
+from retcon import forward, tokens
 from retcon.errors import RequestError
 from retcon.lm import LM
 from retcon.methods import training_rows
@@ -75,6 +75,23 @@ def test_of_a_text_all_tokens_count_and_of_a_pair_the_answers(tiny_lm: TinyLM) -
     whole = Material.of(lm, tiny_edits(1), [pair], replace(OPTIONS, retain_prompts=True), BOTH).kept[0]
     assert whole.ids == found[1].ids
     assert whole.target == [*prompt[1:], *answer]
+
+
+def test_what_is_to_stay_may_be_what_the_model_says_by_itself(tiny_lm: TinyLM) -> None:
+    lm, own = tiny_lm("llama"), replace(OPTIONS, retain_answers="own", retain_tokens=6)
+    kept = ["Boats left the harbour.", ("Who left the harbour?", "The boats")]
+    prompts = [tokens.encode(lm, text) for text in (kept[0], kept[1][0])]
+    said = forward.greedy(lm, prompts, max_new_tokens=6)
+    found = Material.of(lm, tiny_edits(1), kept, own, BOTH).kept
+    for row, prompt, answer in zip(found, prompts, said, strict=True):
+        ended = [lm.tokenizer.eos_token_id] if len(answer) < 6 else []
+        assert row.target == answer + ended
+        assert row.ids == (prompt + row.target)[:-1]
+        assert row.at == list(range(len(prompt) - 1, len(row.ids)))
+    whole = Material.of(lm, tiny_edits(1), kept, replace(own, retain_prompts=True), BOTH).kept
+    assert [row.ids for row in whole] == [row.ids for row in found]
+    assert [row.target for row in whole] == [row.ids[1:] + row.target[-1:] for row in whole]
+    assert not Material.of(lm, tiny_edits(1), kept, replace(own, retain_tokens=0), BOTH).kept
 
 
 def test_a_long_text_to_keep_is_cut(tiny_lm: TinyLM) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 from retcon import forward
 from retcon.errors import RequestError
 from retcon.lm import LM
-from retcon.methods.training_rows import BATCH_TOKENS, Row, logits_at, misses, row_of, states_at, texts_of
+from retcon.methods.retained import answered
+from retcon.methods.training_rows import BATCH_TOKENS, Row, end_ids, logits_at, misses, row_of, states_at, texts_of
 from retcon.methods.unlearning.config import UnlearningConfig
 from retcon.methods.unlearning.objectives import IGNORED, Sequences
 from retcon.patch import Entry
@@ -22,9 +23,6 @@ __all__ = ["Kept", "Material", "drawn", "labels_of", "nlls", "order_of", "packed
 
 Kept = str | tuple[str, str]
 """What is to stay: a text, or a question with its answer."""
-
-_LONGEST = 256
-"""Tokens of a text to keep that are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +64,36 @@ class Material:
         both = [rows for rows in (answers, refusals) if rows]
         order = sorted(range(len(edits)), key=lambda i: [(rows[i].ids, rows[i].target) for rows in both])
         answers, refusals = ([rows[i] for i in order] if rows else [] for rows in (answers, refusals))
-        return cls(answers, refusals, [_kept(lm, item, config) for item in retain], order)
+        kept = _own if config.retain_answers == "own" else _given
+        return cls(answers, refusals, kept(lm, retain, config), order)
 
     def side(self, name: str) -> list[Row]:
         """The rows of a side of an objective."""
         return {"forget": self.answers, "refusal": self.refusals, "retain": self.kept}[name]
 
 
+def _given(lm: LM, retain: Sequence[Kept], config: UnlearningConfig) -> list[Row]:
+    """What is to stay, as it is told."""
+    return [_kept(lm, item, config) for item in retain]
+
+
+def _own(lm: LM, retain: Sequence[Kept], config: UnlearningConfig) -> list[Row]:
+    """The texts and questions with what the model says to them by itself; of some it may say nothing."""
+    found = answered(lm, [item if isinstance(item, str) else item[0] for item in retain], config.retain_tokens)
+    rows = []
+    for one in found:
+        target = [*one.answer, *end_ids(lm, config.eos and one.ended)]
+        first = 0 if config.retain_prompts else len(one.prompt) - 1
+        ids = [*one.prompt, *target]
+        if target:
+            rows.append(Row(ids[:-1], list(range(first, len(ids) - 1)), ids[first + 1 :]))
+    return rows
+
+
 def _kept(lm: LM, item: Kept, config: UnlearningConfig) -> Row:
     """The row of something to keep."""
     if isinstance(item, str):
-        (ids,) = texts_of(lm, [item], _LONGEST)
+        (ids,) = texts_of(lm, [item])
         return Row(ids[:-1], list(range(len(ids) - 1)), ids[1:])
     row = row_of(lm, *item, eos=config.eos)
     if not config.retain_prompts:

@@ -61,6 +61,11 @@ class UnlearningConfig:
     """Texts to keep in a step."""
     retain_sampling: Literal["replace", "cycle"] = "replace"
     """Whether they are drawn anew for each step, or in turn, so that none comes again before all have come."""
+    retain_answers: Literal["given", "own"] = "given"
+    """Whether what is to stay is held by the answers that come with it, or by the model's own greedy answers, which is
+    what must not change."""
+    retain_tokens: int = 40
+    """Tokens of an answer of the model's own, at most."""
     retain_prompts: bool = False
     """Whether of a question with its answer the question's tokens are held too."""
     eval_every: int = 5
