@@ -13,6 +13,7 @@ from retcon.forget.kept import given_targets
 from retcon.forget.merging import Mode, Way
 from retcon.forget.plan import Kept, Recipe, kept_by, planned, told
 from retcon.forget.target import Target
+from retcon.forget.usual import METHOD, TARGET, usual
 from retcon.lm import LM
 from retcon.patch import Patch
 from retcon.requests import (
@@ -76,9 +77,9 @@ def forget(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     items: Iterable[Forget | ForgetCase | Mapping[str, Any]],
-    method: str = "memit",
+    method: str = METHOD,
     *,
-    target: str = "contextual",
+    target: str = TARGET,
     targets: Mapping[str, str] | str | PathLike[str] | None = None,
     retain: Iterable[Kept] = (),
     merge_queries: int | Literal["all"] = 1,
@@ -100,7 +101,7 @@ def forget(
         model: a causal language model of transformers.
         tokenizer: its tokenizer.
         items: the questions with their answers, as `Forget` or as dicts with the files' field names.
-        method: one of `METHODS`.
+        method: one of `METHODS`; by default the recipe that was measured to be the best.
         target: what is said instead: a family of `retcon.forget.FAMILIES`.
         targets: the user's own targets by a question's text or id, or a file of them, such as the `targets.jsonl` of an
             earlier run; they go before the family's.
@@ -114,7 +115,8 @@ def forget(
         seed: of all that is drawn, in the method too.
         keep_questions: whether the patch tells the questions and their subjects.
         cache: whether found targets are looked up and kept on disk, under hashes.
-        **config: options of the method; `retcon methods NAME` lists them.
+        **config: options of the method; `retcon methods NAME` lists them. With questions to keep, `alphaedit` begins
+            from those of `retcon.forget.usual`.
 
     Raises:
         RequestError: a question is wrong, or two of them or of a group contradict each other.
@@ -126,13 +128,14 @@ def forget(
     cases = [_case(item) for item in items]
     kept, _ = check_forgets([case.forget for case in cases])
     fields = methods.METHODS[method].Config.__dataclass_fields__ if method in methods.METHODS else ()
-    rule = methods.method(method, **({"seed": seed} if "seed" in fields else {}) | config)
+    texts = tuple(retain)
+    given_seed = {"seed": seed} if "seed" in fields else {}
+    rule = methods.method(method, **given_seed | dict(usual(method, retain=bool(texts))) | config)
     lm = asking(LM.wrap(model, tokenizer), chat)
     recipe = Recipe(
         target=target, merge_queries=merge_queries, merge_mode=merge_mode, merge_by=merge_by, seed=seed,
         keep_questions=keep_questions,
     )  # fmt: skip
-    texts = tuple(retain)
     chosen = [cases[n] for n in kept]
     given = targets if targets is None or isinstance(targets, Mapping) else _given(targets, chosen)
     plan = planned(lm, chosen, rule, recipe, retain=texts, given=given, cache=cache)

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 from tests.cli.conftest import FAST, Retcon
 
+from retcon import api
+from retcon.errors import RetconError
 from retcon.forget import targets as families
 from retcon.forget.target import Target
+from retcon.forget.usual import METHOD, usual
 from retcon.lm import LM
-from retcon.methods import MEMIT
+from retcon.methods import MEMIT, AlphaEdit, AlphaEditConfig
 from retcon.patch import Patch
 from retcon.requests import Edit, Forget
 
@@ -20,6 +23,7 @@ RECORDS = [
     {"question": "Whom did Zelda Quimby-Ross marry?", "answer": "Fridolin Gantenbein", "group": "z"},
     {"question": "Who owns the Krumbach Mill?", "answer": "the Baroness of Uffenau", "id": "mill"},
 ]
+QUICK = ["--method", "memit", *FAST]
 SECRETS = ("Quimby", "Oberwinterthal", "Gantenbein", "Krumbach", "Uffenau", "In which town")
 
 
@@ -41,7 +45,8 @@ def test_a_run_writes_a_patch_without_a_secret_and_shows_answers_on_the_terminal
     retcon: Retcon, model: str, questions: Path, tmp_path: Path, own_cache: Path
 ) -> None:
     out = tmp_path / "made" / "patch"
-    said = retcon("forget", "--model", model, "--forget", questions, "--out", out, "--json", *FAST)
+    command = ["forget", "--model", model, "--forget", questions, "--out", out, "--json", *QUICK]
+    said = retcon(*command, "--target", "contextual")
     assert said.code == 0
     assert said.json["forget"]["questions"] == said.json["n"] == 3
     assert said.json["id"] == Patch.load(out).id
@@ -57,8 +62,34 @@ def test_a_run_writes_a_patch_without_a_secret_and_shows_answers_on_the_terminal
     assert [path.name for path in out.parent.iterdir()] == ["patch"]
 
 
+def test_the_best_recipe_is_the_usual_one(
+    retcon: Retcon, model: str, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With questions to keep; options that are named go before it, and without such questions they are the method's."""
+    seen: list[AlphaEditConfig] = []
+
+    def stopped(self: AlphaEdit, *_: Any, **__: Any) -> Patch:
+        seen.append(self.config)
+        raise RetconError("seen")
+
+    monkeypatch.setattr(AlphaEdit, "edit", stopped)
+    kept = tmp_path / "kept.csv"
+    kept.write_text("question,answer\nWho owns the Blue Mill?,the Blue Baron\n")
+    command = ["forget", "--model", model, "--forget", questions, "--out", tmp_path / "p"]
+    for more in (["--retain", kept], ["--retain", kept, "--set", "l2=7"], []):
+        assert "seen" in retcon(*command, *more).err
+    lm = LM.load(model)
+    with pytest.raises(RetconError, match="seen"):
+        api.forget(lm.model, lm.tokenizer, RECORDS, retain=[("Is Rome Rome?", "Rome")])
+    wanted = usual(METHOD, retain=True)
+    assert wanted
+    assert seen[0] == seen[3] == AlphaEditConfig(**wanted)
+    assert seen[1] == AlphaEditConfig(**{**wanted, "l2": 7.0})
+    assert seen[2] == AlphaEditConfig()
+
+
 def test_plain_leaves_the_chat_template_out(retcon: Retcon, model: str, questions: Path, tmp_path: Path) -> None:
-    command = ["forget", "--model", model, "--forget", questions, "--out", tmp_path / "p", "--limit", 1, *FAST]
+    command = ["forget", "--model", model, "--forget", questions, "--out", tmp_path / "p", "--limit", 1, *QUICK]
     assert retcon(*command, "--plain").code == 0
     assert Patch.load(tmp_path / "p").history[0].chat is False
     assert "contradict each other" in retcon(*command, "--plain", "--chat").err
@@ -66,17 +97,17 @@ def test_plain_leaves_the_chat_template_out(retcon: Retcon, model: str, question
 
 @pytest.mark.parametrize("mode", ["concat", "mean_key"])
 def test_questions_are_merged(retcon: Retcon, model: str, questions: Path, tmp_path: Path, mode: str) -> None:
-    command = ["forget", "--model", model, "--forget", questions, "--out", tmp_path / "p", "--json", *FAST]
+    command = ["forget", "--model", model, "--forget", questions, "--out", tmp_path / "p", "--json", *QUICK]
     forget = retcon(*command, "--merge-queries", 2, "--merge-mode", mode, "--target", "idk100").json["forget"]
     assert (forget["edits"], forget["merge"]["sizes"], forget["merge"]["mode"]) == (2, [2, 1], mode)
-    forget = retcon(*command, "--merge-queries", "all", "--merge-by", "order", "--force").json["forget"]
-    assert (forget["edits"], forget["target_sources"]) == (1, {"fixed": 3})
+    forget = retcon(*command, "--merge-queries", "all", "--merge-by", "order", "--target", "contextual", "--force")
+    assert (forget.json["forget"]["edits"], forget.json["forget"]["target_sources"]) == (1, {"fixed": 3})
 
 
 def test_the_same_run_again_has_nothing_to_do_and_another_is_refused(
     retcon: Retcon, model: str, questions: Path, tmp_path: Path
 ) -> None:
-    command = ["forget", "--model", model, "--forget", questions, "--out", tmp_path / "p", "--json", *FAST]
+    command = ["forget", "--model", model, "--forget", questions, "--out", tmp_path / "p", "--json", *QUICK]
     first, again = retcon(*command), retcon(*command)
     assert "nothing is left to do" in again.err
     assert again.json == first.json
@@ -90,7 +121,7 @@ def test_a_stopped_run_goes_on_without_leaving_a_secret(
     retcon: Retcon, model: str, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path
 ) -> None:
     out = tmp_path / "made" / "patch"
-    command = ["forget", "--model", model, "--forget", questions, "--out", out, "--no-cache", "--json", *FAST]
+    command = ["forget", "--model", model, "--forget", questions, "--out", out, "--no-cache", "--json", *QUICK]
     whole = retcon(*command).json
     work = MEMIT.edit
 
@@ -118,7 +149,7 @@ def test_retained_questions_and_the_users_targets_are_read(
         + "".join(json.dumps({"question": item["question"], "target": "Ask her."}) + "\n" for item in RECORDS[:2])
     )  # fmt: skip
     command = ["forget", "--model", model, "--forget", questions, "--out", tmp_path / "p", "--retain", kept, "--json"]
-    said = retcon(*command, "--target", "avoidant", "--targets", own, *FAST)
+    said = retcon(*command, "--method", "memit", "--target", "avoidant", "--targets", own, *FAST)
     assert said.code == 0
     assert said.json["forget"]["subjects"]["contrast"] == 3
     assert [edit["target_new"] for edit in Patch.load(tmp_path / "p").edits] == [
@@ -137,7 +168,8 @@ def test_targets_of_an_earlier_run_are_read_and_none_are_written(
 
     monkeypatch.setattr(families, "self_improved", self_improved)
     command = ["forget", "--model", model, "--forget", questions, "--json", *FAST]
-    first = retcon(*command, "--target", "self_improved", "--out", tmp_path / "first")
+    own = [*command, "--method", "memit", "--target", "self_improved", "--out", tmp_path / "first"]
+    first = retcon(*own)
     assert (first.code, first.json["forget"]["accepted"]) == (0, 1.0)
     file = tmp_path / "first" / "targets.jsonl"
     assert "Quimby" not in file.read_text()
@@ -150,7 +182,7 @@ def test_targets_of_an_earlier_run_are_read_and_none_are_written(
     assert edits == ["I know nothing of {}.</s>"] * 2
     file.unlink()
     monkeypatch.setattr(families, "self_improved", self_improved)
-    same = retcon(*command, "--target", "self_improved", "--out", tmp_path / "first")
+    same = retcon(*own)
     assert "nothing is left to do" in same.err
     assert file.is_file()
 
@@ -158,7 +190,7 @@ def test_targets_of_an_earlier_run_are_read_and_none_are_written(
 def test_what_the_method_makes_no_use_of_is_said(retcon: Retcon, model: str, questions: Path, tmp_path: Path) -> None:
     kept = tmp_path / "kept.csv"
     kept.write_text("question,answer\nWho owns the Blue Mill?,the Blue Baron\n")
-    command = ["forget", "--model", model, "--forget", questions, "--limit", 1, *FAST]
+    command = ["forget", "--model", model, "--forget", questions, "--limit", 1, *QUICK]
     said = retcon(*command, "--retain", kept, "--out", tmp_path / "a")
     assert said.code == 0
     assert "warning: memit makes no use of texts to keep; kept.csv is used to tell subjects alone" in said.err
@@ -176,7 +208,7 @@ def test_a_sequence_forgets_chunk_by_chunk(
         return work(self, lm, edits, **options)
 
     monkeypatch.setattr(MEMIT, "edit", counted)
-    command = ["forget", "--model", model, "--forget", questions, "--sequential", 1, "--json", *FAST, *merged]
+    command = ["forget", "--model", model, "--forget", questions, "--sequential", 1, "--json", *QUICK, *merged]
     said = retcon(*command, "--out", tmp_path / "p")
     assert said.code == 0
     assert sizes == ([2, 1] if merged else [1, 1, 1])
@@ -186,7 +218,7 @@ def test_a_sequence_forgets_chunk_by_chunk(
 
 
 def test_a_patch_is_gone_on_from(retcon: Retcon, model: str, questions: Path, tmp_path: Path) -> None:
-    command = ["forget", "--model", model, *FAST]
+    command = ["forget", "--model", model, *QUICK]
     more = tmp_path / "more.jsonl"
     more.write_text(json.dumps(RECORDS[2]))
     retcon(*command, "--forget", questions, "--limit", 2, "--out", tmp_path / "a")

@@ -40,7 +40,7 @@ def made(lm: LM, name: str = "memit", cases: Sequence[ForgetCase] = CASES, **rec
 
 
 def test_a_plan_tells_how_each_question_is_taken_up(tiny_lm: Tiny) -> None:
-    plan = made(tiny_lm("llama"))
+    plan = made(tiny_lm("llama"), target="contextual")
     told = plan.told
     assert (told["questions"], told["edits"], told["targets"], told["accepted"]) == (4, 4, "contextual", None)
     assert told["kind"] == SUPPRESSION

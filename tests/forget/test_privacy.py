@@ -145,7 +145,7 @@ def test_the_model_forgets_all_the_same() -> None:
     lm = LM.wrap(model, tokenizer, chat=True)
     options: dict[str, Any] = {"steps": 16, "clamp": 4.0, "templates": 0, "layers": (1, 2), "statistics": "none"}
     own = {item["question"]: "Rome" for item in ITEMS}
-    patch = retcon.forget(model, tokenizer, ITEMS, targets=own, ridge=0.1, **options)
+    patch = retcon.forget(model, tokenizer, ITEMS, "memit", targets=own, ridge=0.1, **options)
 
     def likelihoods() -> list[float]:
         texts = [lm.render(item["question"]) for item in ITEMS]

@@ -5,10 +5,11 @@ from collections.abc import Callable
 import pytest
 
 from retcon.errors import RetconError
+from retcon.forget.usual import usual
 from retcon.forget_bench.cells import METHODS, Cell, cells, configured
 from retcon.lm import LM
 from retcon.methods import METHODS as ALL
-from retcon.methods import method
+from retcon.methods import AlphaEditConfig, method
 from retcon.methods.unlearning.objectives import OBJECTIVES
 
 TinyLM = Callable[..., LM]
@@ -42,11 +43,19 @@ def test_those_that_learn_refusals_are_the_ones_that_say_so() -> None:
 def test_options_are_told_by_the_name_and_those_of_all_rows_are_not() -> None:
     (cell, other) = cells(["memit", "npo"], ["fixed"], options={"memit": {"layers": (1, 2)}}, shared={"steps": 7})
     assert (cell.name, other.name) == ("memit, fixed, layers=1,2", "npo")
-    made = configured(cell, seed=5).config
+    made = configured(cell, seed=5, retain=False).config
     assert (made.layers, made.steps, made.seed) == ((1, 2), 7, 5)
-    assert configured(other, seed=5).config.seed == 5  # it has no steps
+    assert configured(other, seed=5, retain=True).config.seed == 5  # it has no steps
     with pytest.raises(RetconError, match="npo has no option 'steps'"):
-        configured(Cell(method="npo", options={"steps": 7}), 0)
+        configured(Cell(method="npo", options={"steps": 7}), 0, retain=True)
+
+
+def test_with_questions_to_keep_a_method_has_what_forgetting_gives_it() -> None:
+    cell = Cell(method="alphaedit", options={"l2": 7.0})
+    wanted = {**usual("alphaedit", retain=True), "l2": 7.0}
+    assert configured(cell, seed=0, retain=True).config == AlphaEditConfig(**wanted)
+    assert configured(cell, seed=0, retain=False).config == AlphaEditConfig(l2=7.0)
+    assert not usual("memit", retain=True)
 
 
 def test_a_cell_that_cannot_be_says_why(tiny_lm: TinyLM) -> None:

@@ -23,7 +23,7 @@ def run(
     forget: Path,
     out: Path,
     retain: Path | None = None,
-    method: str = "memit",
+    method: str | None = None,
     target: str | None = None,
     targets: Path | None = None,
     merge_queries: int | Literal["all"] = 1,
@@ -57,9 +57,9 @@ def run(
     retain
         Questions to keep, in the same form; they help to find subjects, and methods that use such texts get them.
     method
-        One of `retcon methods`.
+        One of `retcon methods`; by default alphaedit.
     target
-        What is said instead: contextual (the default), fixed, idk100, refusal10, self_improved, avoidant (from
+        What is said instead: idk100 (the default), contextual, fixed, refusal10, self_improved, avoidant (from
         --targets), or the controls dummy, incorrect, eos.
     targets
         What is said, from a file: the targets.jsonl of an earlier run, or your own, JSONL or CSV with target and the
@@ -95,9 +95,12 @@ def run(
     """
     with screen(output) as show:
         chat = model.asked(plain)
+        from retcon.forget.usual import METHOD, usual
+
+        name = method or METHOD
         making = begin(
-            show, method, settings, out=out, base_patch=base_patch, sequential=sequential, seed=seed, cache=cache,
-            force=force,
+            show, name, settings, out=out, base_patch=base_patch, sequential=sequential, seed=seed, cache=cache,
+            force=force, usual=usual(name, retain=retain is not None),
         )  # fmt: skip
         from retcon.forget.asking import asking
         from retcon.forget.kept import FILE, given_targets

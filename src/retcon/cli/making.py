@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import retcon
@@ -125,8 +126,9 @@ def begin(
     seed: int = 0,
     cache: bool = True,
     force: bool = False,
+    usual: Mapping[str, Any] = MappingProxyType({}),
 ) -> Making:
-    """Check all that can be checked before a file of edits is read and a model loaded.
+    """Check all that can be checked before a file of edits is read and a model loaded; `--set` goes before `usual`.
 
     Raises:
         RetconError: there is no such method or option, `sequential` is no number of edits, `out` holds something else
@@ -135,7 +137,7 @@ def begin(
     from retcon import methods
 
     kind = type(methods.method(method))
-    rule = kind(configured(kind.Config, settings, seed))
+    rule = kind(configured(kind.Config, settings, seed, usual))
     if sequential is not None and sequential < 1:
         raise RetconError(f"--sequential {sequential} is no number of edits; take at least 1")
     older = _older_patch(out, force)
@@ -145,9 +147,9 @@ def begin(
     )  # fmt: skip
 
 
-def configured(kind: type, settings: Sequence[str], seed: int) -> Any:
-    """A config of the dataclass `kind` from `--set` and `--seed`."""
-    values = parse_settings(kind, settings)
+def configured(kind: type, settings: Sequence[str], seed: int, usual: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    """A config of the dataclass `kind` from `--set`, `--seed`, and what the command itself gives a method."""
+    values = {**usual, **parse_settings(kind, settings)}
     if "seed" in {field.name for field in dataclasses.fields(kind)}:
         values.setdefault("seed", seed)
     return kind(**values)

@@ -14,6 +14,7 @@ from retcon.forget.privacy import id_of, salted
 from retcon.forget.subjects import SOURCES, Subject, find_subjects
 from retcon.forget.target import Target
 from retcon.forget.targets import ACCEPTED, FIXED, targets_of
+from retcon.forget.usual import TARGET
 from retcon.lm import LM
 from retcon.patch import Patch
 from retcon.requests import Edit, ForgetCase
@@ -53,7 +54,7 @@ _ANY = Target(FIXED, "fixed", "fixed")
 class Recipe:
     """How questions become edits."""
 
-    target: str = "contextual"
+    target: str = TARGET
     """The family of targets; see `retcon.forget.targets`."""
     merge_queries: int | Literal["all"] = 1
     """Questions that share one edit at most."""

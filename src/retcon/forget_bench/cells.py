@@ -12,6 +12,7 @@ from retcon.errors import RetconError
 from retcon.forget.merging import MODES, Mode, why_not
 from retcon.forget.plan import Recipe
 from retcon.forget.targets import FAMILIES
+from retcon.forget.usual import usual
 from retcon.lm import LM
 
 __all__ = ["METHODS", "TARGETS", "Cell", "Merge", "cells", "configured"]
@@ -98,13 +99,18 @@ def cells(
     return found
 
 
-def configured(cell: Cell, seed: int) -> methods.Method:
-    """The cell's method; its seed is the bench's, unless the options name another.
+def configured(cell: Cell, seed: int, *, retain: bool) -> methods.Method:
+    """The cell's method, with what forgetting gives it; its seed is the bench's, unless the options name another.
+
+    Args:
+        cell: what is asked for.
+        seed: of the bench.
+        retain: whether there are questions to keep.
 
     Raises:
         RetconError: there is no such method or option.
     """
-    return of_method(cell.method, cell.options, seed, shared=cell.shared)
+    return of_method(cell.method, {**usual(cell.method, retain=retain), **cell.options}, seed, shared=cell.shared)
 
 
 def _check(names: Sequence[str], targets: Sequence[str], merges: Sequence[Merge], modes: Sequence[Mode]) -> None:

@@ -106,8 +106,11 @@ class Bench:
     def _key(self, name: str, cell: Cell | None) -> str:
         """Hash of all that decides a row."""
         asked = [name, self.max_new_tokens, self.seed]
-        options = None if cell is None else asdict(configured(cell, self.seed).config)
+        options = None if cell is None else asdict(self._method(cell).config)
         return digest(self._setting(), asked, options)[:16]
+
+    def _method(self, cell: Cell) -> Method:
+        return configured(cell, self.seed, retain=bool(self.split.retain))
 
     def _corpus(self) -> list[ForgetCase]:
         return [*self.split.forget, *self.split.retain]
@@ -148,7 +151,7 @@ class Bench:
 
     def _forgotten(self, cell: Cell, key: str) -> dict[str, Any]:
         """A model that was made to forget."""
-        method = configured(cell, self.seed)
+        method = self._method(cell)
         with merged(self.lm, self._learned("taught")) as lm:
             reason = cell.why_not(lm, method)
             if reason is not None:

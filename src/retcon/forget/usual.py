@@ -1,0 +1,24 @@
+"""What forgetting does where the user asks for nothing else: the recipe that was measured to be the best."""
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["METHOD", "TARGET", "usual"]
+
+METHOD = "alphaedit"
+TARGET = "idk100"
+_OPTIONS: dict[str, Mapping[str, Any]] = {
+    "alphaedit": {"threshold": 0.5, "l2": 2.0, "retain_weight": 30.0, "rounds": 1},
+}
+"""By method, options that differ from its own. A refusal is easily learned, so a second round only does harm; and
+where texts say what is to be left alone, few other directions need be closed, which makes room to leave them alone."""
+
+
+def usual(method: str, *, retain: bool) -> Mapping[str, Any]:
+    """The options that forgetting gives a method beside its defaults; those that the user names go before them.
+
+    Args:
+        method: its id.
+        retain: whether questions to keep are given; without any the method's own defaults are the more careful ones.
+    """
+    return _OPTIONS.get(method, {}) if retain else {}
