@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks import common
+from retcon.forget.usual import METHOD, TARGET
 from retcon.forget_bench import Bench, Cell, Split, Teaching, split_files, split_known, with_general
 from retcon.forget_bench.cells import cells as ways_of
 from retcon.forget_bench.rows import laid_out
@@ -94,12 +95,14 @@ def _markdown(lines: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _ways(dataset: str) -> list[Cell]:
-    """The ways to forget on a set: all of them on the first, on the others the best editors and two controls."""
+    """The ways to forget on a set: all of them on the first; on the others the usual recipe, the best editors and two
+    controls."""
     shared = {"statistics": str(common.STATISTICS)}
     if dataset == "pistol":
         editors = ways_of(EDITORS, TARGETS, (1, MERGED), ("concat", "mean_key"), shared=shared)
         return editors + ways_of(OBJECTIVES, TARGETS, shared=shared)
-    return ways_of((*BEST, *CONTROLS), TARGETS, shared=shared)
+    recipe = [] if TARGET in TARGETS else ways_of((METHOD,), (TARGET,), shared=shared)
+    return recipe + ways_of((*BEST, *CONTROLS), TARGETS, shared=shared)
 
 
 def _cells(dataset: str) -> dict[str, Callable[[], None]]:

@@ -197,6 +197,16 @@ def test_what_the_method_makes_no_use_of_is_said(retcon: Retcon, model: str, que
     assert "makes no use" not in retcon(*command, "--out", tmp_path / "b").err
 
 
+def test_without_questions_to_keep_it_is_said_what_they_are_for(
+    retcon: Retcon, model: str, questions: Path, tmp_path: Path
+) -> None:
+    command = ["forget", "--model", model, "--forget", questions, "--limit", 1, "--method", "grace", "--set", "steps=2"]
+    assert "may change: see --retain" in retcon(*command, "--out", tmp_path / "a").out
+    kept = tmp_path / "kept.csv"
+    kept.write_text("question,answer\nWho owns the Blue Mill?,the Blue Baron\n")
+    assert "see --retain" not in retcon(*command, "--retain", kept, "--out", tmp_path / "b").out
+
+
 @pytest.mark.parametrize("merged", [[], ["--merge-queries", "2", "--merge-mode", "mean_key"]])
 def test_a_sequence_forgets_chunk_by_chunk(
     retcon: Retcon, model: str, questions: Path, tmp_path: Path, merged: list[str], monkeypatch: pytest.MonkeyPatch

@@ -59,7 +59,7 @@ def run(
     method
         One of `retcon methods`; by default alphaedit.
     target
-        What is said instead: idk100 (the default), contextual, fixed, refusal10, self_improved, avoidant (from
+        What is said instead: contextual (the default), fixed, idk100, refusal10, self_improved, avoidant (from
         --targets), or the controls dummy, incorrect, eos.
     targets
         What is said, from a file: the targets.jsonl of an earlier run, or your own, JSONL or CSV with target and the
@@ -131,6 +131,8 @@ def run(
         wanted = [one.text or "(the end)" for one in plan.targets[:SHOWN]]
         making.shown(lm, patch, asked, wanted, tokens=TOKENS)
         _say(show, plan.told)
+        if retain is None and getattr(rule, "uses_retain", True):
+            show.say("No questions to keep were given, so answers to like questions may change: see --retain.")
         making.finished(patch, f'{"--chat " if lm.chat else ""}"{asked[0]}"')
 
 

@@ -6,7 +6,7 @@ from typing import Any
 __all__ = ["METHOD", "TARGET", "usual"]
 
 METHOD = "alphaedit"
-TARGET = "idk100"
+TARGET = "contextual"
 _OPTIONS: dict[str, Mapping[str, Any]] = {
     "alphaedit": {"threshold": 0.5, "l2": 2.0, "retain_weight": 30.0, "rounds": 1},
 }
