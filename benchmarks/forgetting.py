@@ -52,10 +52,17 @@ def factual(lm: LM) -> Split:
     return split_known(lm, load_forget(UNLEARNING / "pistol" / "factual.jsonl", skip_bad=True).items)
 
 
+def swapped(lm: LM) -> Split:
+    """The same, the halves changed places: the usual recipe was chosen on `factual`, where these answers were kept."""
+    split = factual(lm)
+    return replace(split, forget=split.retain, retain=split.forget)
+
+
 SETS: dict[str, tuple[Callable[[LM], Split], Teaching | None]] = {
     "pistol": (pistol, Teaching()),
     "tofu": (tofu, Teaching(batch=32)),
     "factual": (factual, None),
+    "swapped": (swapped, None),
 }
 
 
@@ -95,13 +102,15 @@ def _markdown(lines: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _ways(dataset: str) -> list[Cell]:
-    """The ways to forget on a set: all of them on the first; on the others the usual recipe, the best editors and two
-    controls."""
+    """The ways to forget on a set: all of them on the first; on the others the usual recipe, which stands alone on the
+    last, the best editors and two controls."""
     shared = {"statistics": str(common.STATISTICS)}
     if dataset == "pistol":
         editors = ways_of(EDITORS, TARGETS, (1, MERGED), ("concat", "mean_key"), shared=shared)
         return editors + ways_of(OBJECTIVES, TARGETS, shared=shared)
     recipe = [] if TARGET in TARGETS else ways_of((METHOD,), (TARGET,), shared=shared)
+    if dataset == "swapped":
+        return ways_of((METHOD,), (TARGET,), shared=shared)
     return recipe + ways_of((*BEST, *CONTROLS), TARGETS, shared=shared)
 
 
