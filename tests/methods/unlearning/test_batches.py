@@ -15,7 +15,7 @@ from retcon.methods.lora import Factors
 from retcon.methods.training_rows import Row, misses, rows_of
 from retcon.methods.unlearning import batches as unlearning_batches
 from retcon.methods.unlearning.base import linear_paths
-from retcon.methods.unlearning.batches import Material, drawn, labels_of, nlls, order_of, packed, read
+from retcon.methods.unlearning.batches import Kept, Material, drawn, labels_of, nlls, order_of, packed, read
 from retcon.methods.unlearning.config import UnlearningConfig
 from retcon.methods.unlearning.objectives import IGNORED, OBJECTIVES, LossInputs
 from retcon.requests import Edit
@@ -79,8 +79,8 @@ def test_of_a_text_all_tokens_count_and_of_a_pair_the_answers(tiny_lm: TinyLM) -
 
 def test_what_is_to_stay_may_be_what_the_model_says_by_itself(tiny_lm: TinyLM) -> None:
     lm, own = tiny_lm("llama"), replace(OPTIONS, retain_answers="own", retain_tokens=6)
-    kept = ["Boats left the harbour.", ("Who left the harbour?", "The boats")]
-    prompts = [tokens.encode(lm, text) for text in (kept[0], kept[1][0])]
+    kept: list[Kept] = ["Boats left the harbour.", ("Who left the harbour?", "The boats")]
+    prompts = [tokens.encode(lm, text) for text in ("Boats left the harbour.", "Who left the harbour?")]
     said = forward.greedy(lm, prompts, max_new_tokens=6)
     found = Material.of(lm, tiny_edits(1), kept, own, BOTH).kept
     for row, prompt, answer in zip(found, prompts, said, strict=True):
