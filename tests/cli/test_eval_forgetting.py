@@ -65,7 +65,12 @@ def test_a_patch_is_judged_and_nothing_that_is_written_tells_a_secret(
     retcon: Retcon, model: str, asked: Path, kept: Path, held: Path, tmp_path: Path, own_cache: Path
 ) -> None:
     made, out = tmp_path / "made", tmp_path / "out"
-    assert retcon("forget", "--model", model, "--forget", asked, "--retain", kept, "--out", made, *FAST).code == 0
+    assert (
+        retcon(
+            "forget", "--model", model, "--forget", asked, "--retain", kept, "--out", made, "--method", "memit", *FAST
+        ).code
+        == 0
+    )
     command = ["eval", "--model", model, "--forget", asked, "--retain", kept, "--patch", made, *SHORT]
     said = retcon(*command, "--holdout", held, "--metrics", "all", "--out", out, "--json")
     assert said.code == 0
@@ -127,7 +132,7 @@ def test_a_reference_of_one_run_is_read_by_the_next(
 
 def test_a_patch_can_be_the_reference(retcon: Retcon, model: str, asked: Path, kept: Path, tmp_path: Path) -> None:
     made = tmp_path / "made"
-    retcon("forget", "--model", model, "--forget", asked, "--out", made, *FAST)
+    retcon("forget", "--model", model, "--forget", asked, "--out", made, "--method", "memit", *FAST)
     command = ["eval", "--model", model, "--forget", asked, "--retain", kept, "--patch", made, *SHORT, "--json"]
     said = retcon(*command, "--reference", made, "--force-reference")
     assert said.json["metrics"]["forget_quality"] == 1
