@@ -108,10 +108,10 @@ def _ways(dataset: str) -> list[Cell]:
     if dataset == "pistol":
         editors = ways_of(EDITORS, TARGETS, (1, MERGED), ("concat", "mean_key"), shared=shared)
         return editors + ways_of(OBJECTIVES, TARGETS, shared=shared)
-    recipe = [] if TARGET in TARGETS else ways_of((METHOD,), (TARGET,), shared=shared)
+    recipe = ways_of((METHOD,), (TARGET,), shared=shared)
     if dataset == "swapped":
-        return ways_of((METHOD,), (TARGET,), shared=shared)
-    return recipe + ways_of((*BEST, *CONTROLS), TARGETS, shared=shared)
+        return recipe
+    return [*recipe, *(way for way in ways_of((*BEST, *CONTROLS), TARGETS, shared=shared) if way not in recipe)]
 
 
 def _cells(dataset: str) -> dict[str, Callable[[], None]]:

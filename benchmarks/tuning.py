@@ -21,8 +21,11 @@ GRIDS: dict[str, Sequence[Options]] = {
     "grace": (
         {},
         {"lr": 0.3},
+        {"lr": 0.1, "steps": 100},
         {"layer": 20},
         {"layer": 28},
+        {"radius": 2.0},
+        {"end_token": True},
         {"radius": 14.0},
         {"radius": 19.0},
     ),

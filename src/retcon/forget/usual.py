@@ -10,8 +10,8 @@ TARGET = "contextual"
 _OPTIONS: dict[str, Mapping[str, Any]] = {
     "alphaedit": {"threshold": 0.5, "l2": 2.0, "retain_weight": 30.0, "rounds": 1},
 }
-"""By method, options that differ from its own. A refusal is easily learned, so a second round only does harm; and
-where texts say what is to be left alone, few other directions need be closed, which makes room to leave them alone."""
+"""By method, options that differ from its own. A refusal is easily learned, so it is sought once; and where texts say
+what is to be left alone, more directions are open to write in, which makes room to leave those texts alone."""
 
 
 def usual(method: str, *, retain: bool) -> Mapping[str, Any]:
