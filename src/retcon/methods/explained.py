@@ -26,7 +26,7 @@ __all__ = ["ECEConfig", "Piece", "Plan", "plan", "windows"]
 class ECEConfig(MEMITConfig):
     """Options of ECE."""
 
-    p: float = 0.8
+    p: float = 0.95
     """Share of the attributions' sum that the neurons of a cluster hold, at each layer; 1 takes all neurons."""
     cluster_p: float = 0.3
     """The same share for one fact: these neurons are its explanation, by which facts are clustered."""
