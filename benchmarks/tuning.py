@@ -1,4 +1,4 @@
-"""What the options of the memories and baselines do, on facts that no other figure is taken on. One cell a method.
+"""What options of the methods do, on facts that no other figure is taken on. One cell a method.
 
 Their defaults are chosen by these rows. A cell goes on after the last row that is there.
 """
@@ -52,6 +52,13 @@ GRIDS: dict[str, Sequence[Options]] = {
     "lora": ({}, {"lr": 3e-4}, {"lr": 3e-3}, {"layers": (20,)}, {"layers": (15, 20, 25)}),
     "ike": ({}, {"leak": 0.01}, {"leak": 0.2}),
     "scr": ({}, {"near": 0.3}, {"near": 0.5}, {"nearest": 1}),
+    "pmet": (
+        {"layers": tuple(range(1, 10))},
+        {"layers": (5, 6, 7, 8, 9)},
+        {"layers": (7, 8, 9)},
+        {"layers": (8, 9)},
+        {"layers": (9,)},
+    ),
 }
 """Options that differ from a method's own."""
 

@@ -14,7 +14,6 @@ from retcon import solve, stats, tokens
 from retcon.errors import RetconError
 from retcon.lm import LM
 from retcon.methods import MEMIT, AlphaEdit, AlphaEditConfig, MEMITConfig
-from retcon.methods.retained import answered
 from retcon.patch import Patch
 from retcon.testing import tiny_edits, tiny_model, tiny_tokenizer
 from retcon.testing.checks import difference
@@ -153,35 +152,6 @@ def test_texts_to_retain_keep_their_outputs(family: str, statistics: str, text: 
 
     assert drift(held) < 0.3 * drift(free)
     assert max(fact["left"] for fact in held.info["facts"]) < 0.5
-
-
-def test_keys_to_retain_are_those_of_the_unedited_model() -> None:
-    """Whatever the patch that is gone on from has changed below."""
-    first = alphaedit(statistics="none").edit(lm(), tiny_edits(3))
-    seen = []
-
-    class Watched(AlphaEdit):
-        def rule(self, problem: Any) -> solve.Factors:
-            seen.append(problem.extra.kept)
-            return super().rule(problem)
-
-    rule = Watched(AlphaEditConfig(**QUICK, statistics="none"))
-    rule.edit(lm(), tiny_edits(4)[3:], state=first, retain=KEPT)
-    rows = [one.ids for one in answered(lm(), KEPT, AlphaEditConfig().retain_tokens)]
-    wanted = stats.keys(lm(), lm().arch.mlp_out[1:3], rows)
-    for found, path in zip(seen, wanted, strict=True):
-        assert torch.equal(found, wanted[path])
-
-
-def test_the_weight_of_texts_to_retain(text: str) -> None:
-    """What counts more is held closer."""
-    path, norms = lm().arch.mlp_out[1], []
-    keys = stats.keys(lm(), [path], [one.ids for one in answered(lm(), KEPT, 40)])[path]
-    for weight in (0.0, 0.01, 1.0, 100.0):
-        patch = alphaedit(statistics=text, l2=1.0, retain_weight=weight).edit(lm(), tiny_edits(3), retain=KEPT)
-        norms.append(float((change(patch, path) @ keys).norm()))
-    assert norms == sorted(norms, reverse=True)
-    assert norms[-1] < 0.1 * norms[0]
 
 
 # ------------------------------------------------------------------------------------------------- the bases

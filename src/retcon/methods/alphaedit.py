@@ -13,7 +13,6 @@ from retcon.errors import RetconError
 from retcon.lm import LM
 from retcon.methods.family import LocateAndEditConfig, Problem
 from retcon.methods.locate_and_edit import LocateAndEdit
-from retcon.methods.retained import answered
 
 __all__ = ["AlphaEdit", "AlphaEditConfig"]
 
@@ -33,10 +32,6 @@ class AlphaEditConfig(LocateAndEditConfig):
     trace that they make up (`energy`)."""
     threshold: float = 0.1
     """The bound of that rule; published: 2e-2, `absolute`, which depends on the size of a model's activations."""
-    retain_tokens: int = 40
-    """Tokens of the model's own answer to a text to retain that are retained with it, at most."""
-    retain_weight: float = 1.0
-    """How much a key of theirs counts, where one of an earlier batch counts 1."""
     few_tokens: bool = False
     """Whether statistics of fewer than ten tokens for each dimension of a key will do."""
 
@@ -49,8 +44,6 @@ class _Space:
     """U0."""
     leakage: float
     """Share of ordinary keys that it holds."""
-    kept: Float[Tensor, "d_k n"]
-    """Keys of the texts to retain."""
 
 
 class AlphaEdit(LocateAndEdit):
@@ -71,7 +64,6 @@ class AlphaEdit(LocateAndEdit):
 
     Config: Any = AlphaEditConfig
     name = "alphaedit"
-    uses_retain: bool = True
 
     def __init__(self, config: AlphaEditConfig | None = None) -> None:
         super().__init__(config)
@@ -83,12 +75,9 @@ class AlphaEdit(LocateAndEdit):
         lm: LM,
         paths: Sequence[str],
         known: Mapping[str, stats.Moments],
-        retain: Sequence[str],
         notes: dict[str, Any],
     ) -> Mapping[str, _Space]:
-        """The null space of each projection, and the keys of the texts to retain."""
-        if self.config.retain_weight < 0:
-            raise RetconError(f"retain_weight is {self.config.retain_weight}; it must be 0 or more")
+        """The null space of each projection."""
         for path, moments in known.items():
             needed = _ENOUGH * len(moments.second)
             if moments.count < needed and not self.config.few_tokens:
@@ -97,9 +86,7 @@ class AlphaEdit(LocateAndEdit):
                     f"{needed}; give more text, or set few_tokens"
                 )
         found = self._bases(lm, paths, known)
-        rows = [one.ids for one in answered(lm, retain, self.config.retain_tokens)]
-        kept = stats.keys(lm, paths, rows) if rows else {}
-        spaces = {path: _Space(*found[path], kept.get(path, torch.zeros(lm.arch.d_mlp, 0))) for path in paths}
+        spaces = {path: _Space(*found[path]) for path in paths}
         notes["null_space"] = {
             path: {"directions": space.basis.shape[1], "of": len(space.basis), "leakage": round(space.leakage, 6)}
             for path, space in spaces.items()
@@ -109,10 +96,8 @@ class AlphaEdit(LocateAndEdit):
     def rule(self, problem: Problem) -> solve.Factors:
         """The ridge regression inside the null space."""
         space: _Space = problem.extra
-        place = problem.keys.device
-        past = torch.cat([problem.past, self.config.retain_weight**0.5 * space.kept.to(problem.past)], 1)
-        basis = space.basis.to(place)
-        return solve.null_space_ridge(problem.keys, problem.residuals, basis, self.config.l2, past)
+        basis = space.basis.to(problem.keys.device)
+        return solve.null_space_ridge(problem.keys, problem.residuals, basis, self.config.l2, problem.past)
 
     def _bases(
         self, lm: LM, paths: Sequence[str], known: Mapping[str, stats.Moments]

@@ -35,7 +35,7 @@ class EAMETConfig(LocateAndEditConfig):
     """Options of EAMET."""
 
     solver: Literal["memit", "alphaedit"] = "memit"
-    """Whose closed form writes the targets; `ridge` is MEMIT's, the six after it are AlphaEdit's."""
+    """Whose closed form writes the targets; `ridge` is MEMIT's, the four after it are AlphaEdit's."""
     ridge: float | None = None
     """lambda: the number of ordinary keys that C stands for; by default five for each fact, and 1000 at least.
     Published: 4000 to 15000."""
@@ -45,10 +45,6 @@ class EAMETConfig(LocateAndEditConfig):
     """How the null space is told from the rest, as in `alphaedit`."""
     threshold: float = 0.1
     """The bound of that rule."""
-    retain_tokens: int = 40
-    """Tokens of the model's own answer to a text to retain that are retained with it, at most."""
-    retain_weight: float = 1.0
-    """How much a key of theirs counts, where one of an earlier batch counts 1."""
     few_tokens: bool = False
     """Whether statistics of fewer than ten tokens for each dimension of a key will do."""
     align_kl: float = 2.0
@@ -125,7 +121,6 @@ class EAMET(LocateAndEdit):
         known = self.config.__dataclass_fields__
         shared = {item.name: getattr(self.config, item.name) for item in fields(kind.Config) if item.name in known}
         self._solver: LocateAndEdit = kind(kind.Config(**shared))
-        self.uses_retain = self._solver.uses_retain
         self._call = _Call()
 
     def begun(self) -> Self:
@@ -143,11 +138,10 @@ class EAMET(LocateAndEdit):
         lm: LM,
         paths: Sequence[str],
         known: Mapping[str, stats.Moments],
-        retain: Sequence[str],
         notes: dict[str, Any],
     ) -> Mapping[str, Any]:
         """What the solver prepares."""
-        return self._solver.prepare(lm, paths, known, retain, notes)
+        return self._solver.prepare(lm, paths, known, notes)
 
     def rule(self, problem: Problem) -> solve.Factors:
         """The solver's."""

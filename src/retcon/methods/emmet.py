@@ -51,7 +51,6 @@ class EMMET(LocateAndEdit):
         lm: LM,
         paths: Sequence[str],
         known: Mapping[str, stats.Moments],
-        retain: Sequence[str],
         notes: dict[str, Any],
     ) -> Mapping[str, Any]:
         """Nothing; notes the effective lambda."""

@@ -82,6 +82,11 @@ class LocateAndEditConfig:
     again: float = 0.6
     """Share of the facts that such a later round takes up at most (ten in any case), so that its cost stays in
     proportion: first those that are not sure under the bare prompt, the least sure of each kind before others."""
+    retain_tokens: int = 40
+    """Tokens of the model's own answer to a text to retain that are retained with it, at most."""
+    retain_weight: float = 1.0
+    """How much a key of theirs counts, where one of an earlier batch counts 1; 0 to leave such texts aside, as published
+    methods but AlphaEdit do."""
     seed: int = 0
     """Seed of templates and sampled text."""
 
@@ -102,10 +107,8 @@ class Problem:
     moments: stats.Moments | None
     """Statistics of keys; None stands for C = I."""
     past: Float[Tensor, "d_k n"]
-    """Keys of earlier batches, from the state."""
+    """Keys that are to say what they say: of earlier batches, from the state, and of texts to retain, weighted."""
     edits: Sequence[Edit]
-    retain: Sequence[str]
-    """Texts to keep."""
     extra: Any = None
     """What the method's `prepare` found for this projection."""
 
@@ -159,7 +162,10 @@ def metric(problem: Problem, weight: float) -> solve.Metric:
 
 
 def cost(problem: Problem, weight: float) -> Float[Tensor, "d_k d_k"]:
-    """`weight * C + past keys`: what each direction of a key costs; C = I where there are no statistics."""
+    """`weight * C + past keys`: what each direction of a key costs; C = I where there are no statistics.
+
+    Past keys are those of earlier batches, and those of texts to retain by their weight.
+    """
     width = problem.keys.shape[0]
     if problem.moments is None:
         second = torch.eye(width, dtype=torch.float64, device=problem.keys.device)

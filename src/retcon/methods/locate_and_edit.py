@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from retcon.methods.family import (
     search_config,
     still_held,
 )
+from retcon.methods.retained import retained_keys
 from retcon.methods.rounds import remembered, residuals, shared_keys, taken_up, told
 from retcon.patch import LowRank, Patch
 from retcon.requests import Edit, tied
@@ -47,7 +49,7 @@ class LocateAndEdit(ABC):
     Config: Any = LocateAndEditConfig
     name: str = ""
     order_matters: bool = False
-    uses_retain: bool = False
+    uses_retain: bool = True
     site: Site = "layer_out"
     """Where targets are sought."""
     every_layer: bool = False
@@ -76,7 +78,7 @@ class LocateAndEdit(ABC):
         Args:
             lm: the model; it is left as it was.
             edits: the facts; each needs a subject.
-            retain: texts to keep, for methods that use them.
+            retain: texts to keep: their outputs, and those of the model's own answers to them, count in the solve.
             state: the patch to go on from.
             stores: where found targets are looked up and kept.
 
@@ -116,7 +118,6 @@ class LocateAndEdit(ABC):
         lm: LM,
         paths: Sequence[str],
         known: Mapping[str, stats.Moments],
-        retain: Sequence[str],
         notes: dict[str, Any],
     ) -> Mapping[str, Any]:
         """What the rule needs besides, once a call and before the state is on, for some of the projections at `paths`.
@@ -125,7 +126,6 @@ class LocateAndEdit(ABC):
             lm: the unedited model.
             paths: module paths of the projections to edit.
             known: the statistics, by path; empty where C = I.
-            retain: texts to keep.
             notes: taken up into the patch's info; JSON types.
 
         Raises:
@@ -167,11 +167,12 @@ def edit_layers(
     with ExitStack() as stack:
         with run.timed("statistics"):
             known = moments(lm, paths, config)
-            extra = method.prepare(lm, paths, known, retain, run.notes)
+            extra = method.prepare(lm, paths, known, run.notes)
+            kept = retained_keys(lm, paths, retain, config.retain_tokens, config.retain_weight)
         with run.timed("targets"):
             texts = ("", *method.texts(lm))  # before the state is on: the unedited model writes them
         stack.enter_context(record.resumed(lm, state))
-        work = _Batch(method, lm, edits, layers, texts, known, extra, retain, state, stores, run)
+        work = _Batch(method, lm, edits, layers, texts, known, extra, kept, state, stores, run)
         for number in range(config.rounds):
             if not work.round(number):
                 break
@@ -207,7 +208,8 @@ class _Batch:
     texts: tuple[str, ...]
     known: Mapping[str, stats.Moments]
     extra: Mapping[str, Any]
-    retain: Sequence[str]
+    kept: Mapping[str, Tensor]
+    """Keys of texts to retain, weighted, by module path."""
     state: Patch | None
     stores: Sequence[Store]
     run: _Run
@@ -246,7 +248,7 @@ class _Batch:
                     path = lm.arch.mlp_out[layer]
                     new[path] = self._solved(Problem(
                         lm, layer, path, reading.keys.T, part.T, reading, self.known.get(path),
-                        self._past(path, reading), self.edits, self.retain, self.extra.get(path),
+                        self._past(path, reading), self.edits, self.extra.get(path),
                     ))  # fmt: skip
                     self.keys.setdefault(path, reading.keys.T.float())
                     if number == 0 and index == 0:
@@ -305,11 +307,12 @@ class _Batch:
         return left
 
     def _past(self, path: str, reading: Reading) -> Float[Tensor, "d_k n"]:
-        """Keys of earlier batches whose facts are not edited again."""
+        """Keys of earlier batches whose facts are not edited again, and of texts to retain."""
         past = past_keys(self.state, path, self.lm)
         if self.held is None:  # at the lowest layer
             self.held = still_held(past, reading.keys)
-        return past[:, self.held] if len(self.held) == past.shape[1] else past
+        past = past[:, self.held] if len(self.held) == past.shape[1] else past
+        return torch.cat([past, self.kept[path].to(past)], 1) if path in self.kept else past
 
     def _solved(self, problem: Problem) -> LowRank:
         try:

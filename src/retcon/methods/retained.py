@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from retcon import forward, tokens
+from jaxtyping import Float
+from torch import Tensor
+
+from retcon import forward, stats, tokens
 from retcon.errors import RetconError
 from retcon.lm import LM
 
-__all__ = ["Answered", "answered"]
+__all__ = ["Answered", "answered", "retained_keys"]
 
 
 class Answered(NamedTuple):
@@ -46,3 +49,27 @@ def answered(lm: LM, retain: Sequence[str], answer_tokens: int) -> list[Answered
     said = forward.greedy(lm, prompts, max_new_tokens=answer_tokens, label="answers to retain")
     pairs = zip(prompts, said, strict=True)
     return [Answered(prompt, answer, ended=len(answer) < answer_tokens) for prompt, answer in pairs]
+
+
+def retained_keys(
+    lm: LM, paths: Sequence[str], retain: Sequence[str], answer_tokens: int, weight: float
+) -> dict[str, Float[Tensor, "d_k n"]]:
+    """Keys of texts to retain and of the model's own answers to them, at all their tokens, times the root of a weight.
+
+    Args:
+        lm: the model as it is before the edit.
+        paths: module paths of the projections.
+        retain: the texts.
+        answer_tokens: the longest answer; 0 for the texts alone.
+        weight: how much each counts in a sum of squares.
+
+    Returns:
+        By path, fp64, on the CPU; nothing where there is no text, or the weight is 0.
+
+    Raises:
+        RetconError: a number is negative.
+    """
+    if weight < 0:
+        raise RetconError(f"retain_weight is {weight:g}; it must be 0 or more")
+    rows = [one.ids for one in answered(lm, retain, answer_tokens)] if weight else []
+    return {path: keys * weight**0.5 for path, keys in stats.keys(lm, paths, rows).items()} if rows else {}

@@ -58,6 +58,7 @@ class ROME(LocateAndEdit):
     Config: Any = ROMEConfig
     name = "rome"
     order_matters = True
+    uses_retain: bool = False
     site = "module_out"
     remembers = False
 
