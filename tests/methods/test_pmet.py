@@ -9,7 +9,7 @@ import torch
 
 from retcon import hooks, tokens, values
 from retcon.lm import LM
-from retcon.methods import PMET, PMETConfig
+from retcon.methods import MEMIT, PMET, PMETConfig
 from retcon.methods.family import search_config
 from retcon.testing import tiny_edits, tiny_model, tiny_tokenizer
 
@@ -49,6 +49,13 @@ def test_the_projections_output_is_the_mlps_part_of_the_target(family: str) -> N
                 model.model(input_ids=torch.tensor([row.ids]))
             output = seen[path].view(len(row.ids), -1)[row.site]
             assert (output - wanted).norm() < 1e-2 * wanted.norm()
+
+
+def test_the_window_is_narrow() -> None:
+    """Shares by square roots add up, since what a lower layer writes goes past the last one's MLP."""
+    deep = LM.wrap(tiny_model("llama", layers=30), tiny_tokenizer())
+    assert PMET().layers(deep) == (5, 6, 7, 8, 9) == MEMIT().layers(deep)[-5:]
+    assert PMET(PMETConfig(layers=(1, 2, 3, 4, 5, 6))).layers(deep) == (1, 2, 3, 4, 5, 6)
 
 
 def test_the_dynamic_rule_is_an_option_of_the_search() -> None:

@@ -35,7 +35,7 @@ __all__ = [
 SAME_KEY = 0.999
 """Cosine above which two keys count as the same."""
 NARROW = 5
-"""Layers that are edited at most where each of them has a search of its own."""
+"""Layers that are edited at most where each of them has a search of its own, or where their shares add up."""
 
 Site = Literal["layer_out", "module_out", "attn_and_mlp_out"]
 
@@ -85,8 +85,8 @@ class LocateAndEditConfig:
     retain_tokens: int = 40
     """Tokens of the model's own answer to a text to retain that are retained with it, at most."""
     retain_weight: float = 1.0
-    """How much a key of theirs counts, where one of an earlier batch counts 1; 0 to leave such texts aside, as published
-    methods but AlphaEdit do."""
+    """How much a key of theirs counts, where one of an earlier batch counts 1; 0 to leave such texts aside, as all
+    published methods but AlphaEdit do."""
     seed: int = 0
     """Seed of templates and sampled text."""
 

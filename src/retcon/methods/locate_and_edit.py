@@ -54,6 +54,8 @@ class LocateAndEdit(ABC):
     """Where targets are sought."""
     every_layer: bool = False
     """Whether targets are sought at each edited layer in turn, on the model as edited so far, and written in full."""
+    narrow: bool = False
+    """Whether the window has five layers at most, as published ones do."""
     bare_weight: float = 0.5
     """Share of the bare prompt in an averaged key; the other templates share the rest evenly."""
     remembers: bool = True
@@ -103,7 +105,7 @@ class LocateAndEdit(ABC):
 
     def layers(self, lm: LM) -> tuple[int, ...]:
         """The layers to edit, from below."""
-        return edited_layers(lm, self.config.layers, width=NARROW if self.seeks_each(lm) else None)
+        return edited_layers(lm, self.config.layers, width=NARROW if self.narrow or self.seeks_each(lm) else None)
 
     def seeks_each(self, lm: LM) -> bool:
         """Whether each layer has targets of its own: by the method's nature, or as a norm stands behind the MLP."""

@@ -30,7 +30,9 @@ class PMET(LocateAndEdit):
 
         Delta = R / sqrt(left) K^T (lambda C + K_p K_p^T + K K^T)^{-1},   R = z_mlp - o_mlp at the last edited layer
 
-    with `left` the number of layers still to write. K_p are the keys of earlier batches, which travel in the patch.
+    with `left` the number of layers still to write. What a lower layer writes goes past the last one's MLP, so that R
+    does not fall from layer to layer and the shares add up, to 3.2 R for five layers and 4.8 R for nine: the window has
+    five layers, as published ones. K_p are the keys of earlier batches, which travel in the patch.
 
     Paper: Li, Li, Song, Yang, Ma, Yu, PMET: Precise Model Editing in a Transformer, AAAI 2024, arXiv 2308.08742.
     """
@@ -38,6 +40,7 @@ class PMET(LocateAndEdit):
     Config: Any = PMETConfig
     name = "pmet"
     site = "attn_and_mlp_out"
+    narrow = True
 
     def share(self, left: int) -> float:
         """1 / sqrt(left): the first of the layers do most."""
