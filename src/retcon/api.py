@@ -115,8 +115,8 @@ def forget(
         seed: of all that is drawn, in the method too.
         keep_questions: whether the patch tells the questions and their subjects.
         cache: whether found targets are looked up and kept on disk, under hashes.
-        **config: options of the method; `retcon methods NAME` lists them. With questions to keep, `alphaedit` begins
-            from those of `retcon.forget.usual`.
+        **config: options of the method; `retcon methods NAME` lists them. With questions to keep, closed-form
+            editors begin from those of `retcon.forget.usual`.
 
     Raises:
         RequestError: a question is wrong, or two of them or of a group contradict each other.

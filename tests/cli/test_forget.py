@@ -14,7 +14,7 @@ from retcon.forget import targets as families
 from retcon.forget.target import Target
 from retcon.forget.usual import METHOD, usual
 from retcon.lm import LM
-from retcon.methods import MEMIT, AlphaEdit, AlphaEditConfig
+from retcon.methods import MEMIT, MEMITConfig
 from retcon.patch import Patch
 from retcon.requests import Edit, Forget
 
@@ -66,26 +66,26 @@ def test_the_best_recipe_is_the_usual_one(
     retcon: Retcon, model: str, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With questions to keep; options that are named go before it, and without such questions they are the method's."""
-    seen: list[AlphaEditConfig] = []
+    seen: list[MEMITConfig] = []
 
-    def stopped(self: AlphaEdit, *_: Any, **__: Any) -> Patch:
+    def stopped(self: MEMIT, *_: Any, **__: Any) -> Patch:
         seen.append(self.config)
         raise RetconError("seen")
 
-    monkeypatch.setattr(AlphaEdit, "edit", stopped)
+    monkeypatch.setattr(MEMIT, "edit", stopped)
     kept = tmp_path / "kept.csv"
     kept.write_text("question,answer\nWho owns the Blue Mill?,the Blue Baron\n")
     command = ["forget", "--model", model, "--forget", questions, "--out", tmp_path / "p"]
-    for more in (["--retain", kept], ["--retain", kept, "--set", "l2=7"], []):
+    for more in (["--retain", kept], ["--retain", kept, "--set", "ridge=7"], []):
         assert "seen" in retcon(*command, *more).err
     lm = LM.load(model)
     with pytest.raises(RetconError, match="seen"):
         api.forget(lm.model, lm.tokenizer, RECORDS, retain=[("Is Rome Rome?", "Rome")])
     wanted = usual(METHOD, retain=True)
     assert wanted
-    assert seen[0] == seen[3] == AlphaEditConfig(**wanted)
-    assert seen[1] == AlphaEditConfig(**{**wanted, "l2": 7.0})
-    assert seen[2] == AlphaEditConfig()
+    assert seen[0] == seen[3] == MEMITConfig(**wanted)
+    assert seen[1] == MEMITConfig(**{**wanted, "ridge": 7.0})
+    assert seen[2] == MEMITConfig()
 
 
 def test_plain_leaves_the_chat_template_out(retcon: Retcon, model: str, questions: Path, tmp_path: Path) -> None:
@@ -190,10 +190,11 @@ def test_targets_of_an_earlier_run_are_read_and_none_are_written(
 def test_what_the_method_makes_no_use_of_is_said(retcon: Retcon, model: str, questions: Path, tmp_path: Path) -> None:
     kept = tmp_path / "kept.csv"
     kept.write_text("question,answer\nWho owns the Blue Mill?,the Blue Baron\n")
-    command = ["forget", "--model", model, "--forget", questions, "--limit", 1, *QUICK]
+    quick = ["--method", "rome", "--set", "steps=2", "templates=1", "layers=1", "statistics=none"]
+    command = ["forget", "--model", model, "--forget", questions, "--limit", 1, *quick]
     said = retcon(*command, "--retain", kept, "--out", tmp_path / "a")
     assert said.code == 0
-    assert "warning: memit makes no use of texts to keep; kept.csv is used to tell subjects alone" in said.err
+    assert "warning: rome makes no use of texts to keep; kept.csv is used to tell subjects alone" in said.err
     assert "makes no use" not in retcon(*command, "--out", tmp_path / "b").err
 
 

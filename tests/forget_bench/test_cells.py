@@ -55,7 +55,7 @@ def test_with_questions_to_keep_a_method_has_what_forgetting_gives_it() -> None:
     wanted = {**usual("alphaedit", retain=True), "l2": 7.0}
     assert configured(cell, seed=0, retain=True).config == AlphaEditConfig(**wanted)
     assert configured(cell, seed=0, retain=False).config == AlphaEditConfig(l2=7.0)
-    assert not usual("memit", retain=True)
+    assert not usual("rome", retain=True)
 
 
 def test_a_cell_that_cannot_be_says_why(tiny_lm: TinyLM) -> None:

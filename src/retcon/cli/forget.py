@@ -57,7 +57,7 @@ def run(
     retain
         Questions to keep, in the same form; they help to find subjects, and methods that use such texts get them.
     method
-        One of `retcon methods`; by default alphaedit.
+        One of `retcon methods`; by default memit.
     target
         What is said instead: contextual (the default), fixed, idk100, refusal10, self_improved, avoidant (from
         --targets), or the controls dummy, incorrect, eos.

@@ -5,13 +5,16 @@ from typing import Any
 
 __all__ = ["METHOD", "TARGET", "usual"]
 
-METHOD = "alphaedit"
+METHOD = "memit"
 TARGET = "contextual"
+_CLOSELY: Mapping[str, Any] = {"ridge": 100.0, "retain_weight": 30.0, "rounds": 1}
 _OPTIONS: dict[str, Mapping[str, Any]] = {
-    "alphaedit": {"threshold": 0.5, "l2": 2.0, "retain_weight": 30.0, "rounds": 1},
+    **dict.fromkeys(("memit", "memit-blue", "pmet", "pmet-blue", "ece", "ece-released", "eamet"), _CLOSELY),
+    **dict.fromkeys(("alphaedit", "alphaedit-blue"), {"threshold": 0.5, "l2": 2.0, "retain_weight": 30.0, "rounds": 1}),
 }
 """By method, options that differ from its own. A refusal is easily learned, so it is sought once; and where texts say
-what is to be left alone, more directions are open to write in, which makes room to leave those texts alone."""
+what is to be left alone, ordinary text counts less, or more directions are open to write in, which makes room to leave
+those texts alone."""
 
 
 def usual(method: str, *, retain: bool) -> Mapping[str, Any]:
