@@ -8,9 +8,10 @@ __all__ = ["METHOD", "TARGET", "usual"]
 METHOD = "memit"
 TARGET = "contextual"
 _CLOSELY: Mapping[str, Any] = {"ridge": 100.0, "retain_weight": 30.0, "rounds": 1}
+_WIDELY: Mapping[str, Any] = {"threshold": 0.5, "l2": 2.0, "retain_weight": 30.0, "rounds": 1}
 _OPTIONS: dict[str, Mapping[str, Any]] = {
     **dict.fromkeys(("memit", "memit-blue", "pmet", "pmet-blue", "ece", "ece-released", "eamet"), _CLOSELY),
-    **dict.fromkeys(("alphaedit", "alphaedit-blue"), {"threshold": 0.5, "l2": 2.0, "retain_weight": 30.0, "rounds": 1}),
+    **dict.fromkeys(("alphaedit", "alphaedit-blue"), _WIDELY),
 }
 """By method, options that differ from its own. A refusal is easily learned, so it is sought once; and where texts say
 what is to be left alone, ordinary text counts less, or more directions are open to write in, which makes room to leave
