@@ -49,6 +49,7 @@ def test_names_of_forgetting_are_pinned() -> None:
         "generalization",
         "locality",
         "locality_near",
+        "retain_drift",
         "refusal_rate",
         "over_refusal",
         "refusal_quality",

@@ -13,6 +13,7 @@ FIGURES = (
     "reliability",
     "generalization",
     "locality",
+    "retain_drift",
     "refusal_rate",
     "over_refusal",
     "refusal_quality",

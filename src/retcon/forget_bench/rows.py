@@ -13,6 +13,7 @@ FIGURES = {
     "reliability": "reliability",
     "generalization": "generalization",
     "locality": "locality",
+    "retain_drift": "drift",
     "refusal_rate": "refusal rate",
     "refusal_quality": "refusal quality",
     "over_refusal": "over-refusal",

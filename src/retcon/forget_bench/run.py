@@ -15,7 +15,7 @@ from retcon.bench.work import Job, sentence, work
 from retcon.forget.plan import keep_targets, kept_by, planned, told
 from retcon.forget_bench.cells import Cell, configured
 from retcon.forget_bench.corpus import Split
-from retcon.forget_bench.judge import Evaluation, Judge
+from retcon.forget_bench.judge import FIGURES, Evaluation, Judge
 from retcon.forget_bench.rows import rows
 from retcon.forget_bench.teach import Teaching, merged, teach, teaching_key
 from retcon.lm import LM
@@ -104,7 +104,11 @@ class Bench:
         return digest("forget-bench-1", model, self.split.key())[:16]
 
     def _key(self, name: str, cell: Cell | None) -> str:
-        """Hash of all that decides a row."""
+        """Hash of all that decides a row: what it is of, and what is asked of it."""
+        return digest(self._made(name, cell), FIGURES)[:16]
+
+    def _made(self, name: str, cell: Cell | None) -> str:
+        """Hash of all that decides what a row is of."""
         asked = [name, self.max_new_tokens, self.seed]
         options = None if cell is None else asdict(self._method(cell).config)
         return digest(self._setting(), asked, options)[:16]
@@ -140,7 +144,7 @@ class Bench:
     def _job(self, name: str, cell: Cell | None) -> Job:
         """One row."""
         key = self._key(name, cell)
-        make = partial(self._as_it_is, name) if cell is None else partial(self._forgotten, cell, key)
+        make = partial(self._as_it_is, name) if cell is None else partial(self._forgotten, cell, self._made(name, cell))
         return Job(key, name, _asked(cell), make)
 
     def _as_it_is(self, name: str) -> dict[str, Any]:

@@ -80,7 +80,8 @@ class LocateAndEdit(ABC):
         Args:
             lm: the model; it is left as it was.
             edits: the facts; each needs a subject.
-            retain: texts to keep: their outputs, and those of the model's own answers to them, count in the solve.
+            retain: texts to keep: what the edited projections say to them, and to the model's own answers, is to stay,
+                by `retain_weight`.
             state: the patch to go on from.
             stores: where found targets are looked up and kept.
 

@@ -173,6 +173,14 @@ FORGET_METRICS: dict[str, Metric] = {
     "locality_near": Metric(
         "As locality, on near questions: those close to what is forgotten that are to stay.", "higher", "harm"
     ),
+    "retain_drift": Metric(
+        "Mean change, in nats, of the log probability of a token of the unedited model's own answers to retain "
+        "questions.",
+        "lower",
+        "harm",
+        share=False,
+        rule="It says how far the model has moved where locality only says whether its likeliest words are the same.",
+    ),
     "refusal_rate": Metric("Forget questions whose generated answer declines to answer.", "higher", "gain"),
     "over_refusal": Metric(
         "The share of retain questions that are declined, minus that of the unedited model.",

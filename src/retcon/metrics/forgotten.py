@@ -15,6 +15,7 @@ __all__ = [
     "Leakage",
     "RefusalChecks",
     "combined",
+    "drift",
     "forgotten",
     "generalization",
     "kept",
@@ -69,6 +70,17 @@ def kept(text: str, unedited: str) -> float:
 def locality(texts: Sequence[str], unedited: Sequence[str]) -> float | None:
     """Mean of `kept` over questions whose answers should stay; 1 = untouched."""
     return mean(kept(text, before) for text, before in zip(texts, unedited, strict=True))
+
+
+def drift(logprobs: Sequence[float], unedited: Sequence[float]) -> float | None:
+    """Mean change, in nats, of the log probability of the tokens of one text; None where it has none.
+
+    What is likeliest may change by a hair where two tokens are as good as each other; this tells how far a model moved.
+
+    >>> drift([-1.0, -0.5], [-0.9, -0.6])
+    0.1
+    """
+    return mean(round(abs(now - then), 12) for now, then in zip(logprobs, unedited, strict=True))
 
 
 def combined(reliability: float | None, retained: float | None) -> float | None:

@@ -32,7 +32,8 @@ from retcon.requests import Forget, ForgetCase
 from retcon.testing import tiny_model, tiny_tokenizer
 
 DEFAULT = [
-    "reliability", "generalization", "locality", "refusal_rate", "over_refusal", "refusal_quality", "leakage",
+    "reliability", "generalization", "locality", "retain_drift", "refusal_rate", "over_refusal", "refusal_quality",
+    "leakage",
 ]  # fmt: skip
 
 
@@ -66,6 +67,9 @@ class Slow:
         return [int((row > row[token]).sum()) + 1 for row, token in zip(rows, wanted, strict=True)]
 
     def says(self, question: str, n: int = 40) -> str:
+        return " ".join(tokens.decode(self.lm, self.own(question, n)).split())
+
+    def own(self, question: str, n: int = 40) -> list[int]:
         ids = start = tokens.encode(self.lm, self.lm.render(question))
         for _ in range(n):
             with torch.no_grad():
@@ -73,7 +77,14 @@ class Slow:
             if token == self.lm.tokenizer.eos_token_id:
                 break
             ids = [*ids, token]
-        return " ".join(tokens.decode(self.lm, ids[len(start) :]).split())
+        return ids[len(start) :]
+
+    def likely(self, question: str, wanted: list[int]) -> list[float]:
+        """The log probability of each token of a text after a question."""
+        start = tokens.encode(self.lm, self.lm.render(question))
+        with torch.no_grad():
+            rows = self.lm.model(torch.tensor([start + wanted])).logits[0].double().log_softmax(-1)[len(start) - 1 : -1]
+        return [float(row[token]) for row, token in zip(rows, wanted, strict=True)]
 
     def ratio(self, case: ForgetCase) -> float:
         asked = case.forget.question
@@ -150,6 +161,22 @@ def test_figures_are_those_of_the_definitions(world: World) -> None:
     assert report.known == 4
 
 
+def test_drift_is_how_far_the_models_own_answers_to_keep_have_moved(world: World) -> None:
+    """Whatever the edited model says in their place."""
+    slow = Slow(world.lm)
+    questions = [case.forget.question for case in world.retain]
+    said = [slow.own(question) for question in questions]
+    assert all(said)
+    first = [slow.likely(*pair) for pair in zip(questions, said, strict=True)]
+    with world.untaught.on(world.lm.model):
+        after = [slow.likely(*pair) for pair in zip(questions, said, strict=True)]
+    moved = [fmean(abs(a - b) for a, b in zip(now, then, strict=True)) for now, then in zip(after, first, strict=True)]
+    report = judged(world, patch=world.untaught, metrics=["retain_drift"])
+    assert fmean(moved) > 1e-3
+    assert report.metrics["retain_drift"] == pytest.approx(fmean(moved), abs=1e-4)
+    assert report.before["retain_drift"] == 0
+
+
 def test_a_patch_that_refuses_is_seen_to_do_so(world: World) -> None:
     report = judged(world)
     assert list(report.metrics) == list(report.before) == DEFAULT
@@ -175,6 +202,7 @@ def test_no_figure_is_missing_without_a_reason(world: World) -> None:
     assert missing == set(report.not_applicable)
     assert missing >= {
         "locality",
+        "retain_drift",
         "over_refusal",
         "leakage",
         "truth_ratio",

@@ -23,6 +23,8 @@ class Heard:
 
     said: Mapping[Ids, str]
     """Its own answer to each prompt, on one line."""
+    own: Mapping[Ids, Ids]
+    """The same in ids."""
     scores: Mapping[Pair, Scored]
     details: Mapping[Pair, Detail]
     cut: frozenset[Ids]
@@ -31,17 +33,33 @@ class Heard:
     """Answers drawn at random to the prompts to forget, where they are wanted."""
 
 
-def ask(lm: LM, plan: Plan, answers: Answers) -> Heard:
-    """Put all of the plan's questions, each distinct one once."""
+def ask(lm: LM, plan: Plan, answers: Answers, first: Heard | None = None) -> Heard:
+    """Put all of the plan's questions, each distinct one once.
+
+    Args:
+        lm: the model as it is now.
+        plan: the questions.
+        answers: what asks it.
+        first: of the unedited model; None where that is this one.
+    """
     wanted = dict.fromkeys(prompts(plan))
     said = answers.greedy(wanted, plan.max_new_tokens, stop_at_eos=True) if wanted else {}
+    own = said if first is None else first.own
     return Heard(
         said={prompt: " ".join(tokens.decode(lm, list(ids)).split()) for prompt, ids in said.items()},
-        scores=answers.score(pairs(plan)),
+        own=said,
+        scores=answers.score([*pairs(plan), *_answered(plan, own)]),
         details=answers.detailed(ranked(plan)),
         cut=frozenset(prompt for prompt, ids in said.items() if len(ids) == plan.max_new_tokens),
         drawn=_drawn(lm, plan) if plan.speaks and "leak_10" in plan.wanted else {},
     )
+
+
+def _answered(plan: Plan, own: Mapping[Ids, Ids]) -> list[Pair]:
+    """The unedited model's answers to the questions to keep, where their likelihood is wanted."""
+    if not plan.speaks or "retain_drift" not in plan.wanted:
+        return []
+    return [(item.prompt, own[item.prompt]) for item in plan.sets["retain"] if own[item.prompt]]
 
 
 def _drawn(lm: LM, plan: Plan) -> dict[Ids, list[str]]:

@@ -12,7 +12,7 @@ from retcon.forget.checks import judged, not_degenerate
 from retcon.forget.detector import refuses
 from retcon.metrics import FORGET_METRICS
 from retcon.metrics.fluency import fluency, words
-from retcon.metrics.forgotten import forgotten, kept, leaks
+from retcon.metrics.forgotten import drift, forgotten, kept, leaks
 from retcon.metrics.membership import auc, loss_score, min_k, min_k_plus_plus, privleak, rel_diff, zlib_score
 from retcon.metrics.memorised import (
     exact_memorisation,
@@ -148,6 +148,9 @@ def _kept(item: Item, heard: Heard, first: Heard, wanted: frozenset[str]) -> Row
     """Of what the model says to a question to keep, beside the unedited model."""
     now, before = heard.said[item.prompt], first.said[item.prompt]
     row: Row = {"locality": kept(now, before), "over_refusal": float(refuses(now)) - float(refuses(before))}
+    if "retain_drift" in wanted:
+        pair = item.prompt, first.own[item.prompt]
+        row["retain_drift"] = drift(heard.scores[pair].logprobs, first.scores[pair].logprobs) if pair[1] else None
     return {name: row[name] for name in KEPT if name in wanted}
 
 

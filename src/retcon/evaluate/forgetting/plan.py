@@ -30,7 +30,8 @@ __all__ = [
 ]
 
 DEFAULT = (
-    "reliability", "generalization", "locality", "refusal_rate", "over_refusal", "refusal_quality", "leakage",
+    "reliability", "generalization", "locality", "retain_drift", "refusal_rate", "over_refusal", "refusal_quality",
+    "leakage",
 )  # fmt: skip
 """The figures of a report for which no others were asked."""
 
@@ -48,7 +49,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 UTILITY = ("retain", "real_authors", "world_facts")
 """The sets that model utility is made of."""
 
-KEPT = ("locality", "over_refusal")
+KEPT = ("locality", "retain_drift", "over_refusal")
 """Figures over the questions to keep."""
 NEAR = ("locality_near",)
 """Figures over the near questions."""

@@ -63,6 +63,7 @@ def _reason(
         return _missing_utility(values, given)
     return {
         "leakage": f"the unedited model answers none of the {len(plan.sets['forget'])} questions right",
+        "retain_drift": "the unedited model answers no question to keep with a word",
         "leak_10": f"the unedited model answers none of the {len(plan.sets['forget'])} questions right",
         "refusal_quality": "nothing was refused, so that there is no refusal to judge",
         "generalization": "no question has another wording whose answer can be compared",

@@ -62,8 +62,8 @@ def evaluate_forgetting(
         retain: questions whose answers are to stay.
         patch: put on for the second measurement; None measures the model alone, and `metrics` equals `before`.
         metrics: names of `retcon.metrics.FORGET_METRICS`, or `all`, `rouge`, `membership`; None is reliability,
-            generalization, locality, refusal_rate, over_refusal, refusal_quality and leakage, and those that
-            a twin or near questions allow.
+            generalization, locality, retain_drift, refusal_rate, over_refusal, refusal_quality and leakage, and those
+            that a twin or near questions allow.
         twin: a model trained without what is to be forgotten: a patch that makes it of `lm`, another model, or a record
             of one. It is checked, and refused where it cannot be such a model.
         near: questions close to those to forget whose answers are to stay; they are judged apart, by locality_near.
@@ -101,7 +101,7 @@ def evaluate_forgetting(
     if patch is not None:
         asker = Answers(lm)
         with patch.on(lm.model):
-            heard = ask(lm, plan, asker)
+            heard = ask(lm, plan, asker, first)
         after = measure(plan, heard, first)
 
     items = [item.case.forget for item in plan.sets["forget"]]
