@@ -130,7 +130,7 @@ def forget(
     fields = methods.METHODS[method].Config.__dataclass_fields__ if method in methods.METHODS else ()
     texts = tuple(retain)
     given_seed = {"seed": seed} if "seed" in fields else {}
-    rule = methods.method(method, **given_seed | dict(usual(method, retain=bool(texts))) | config)
+    rule = methods.method(method, **given_seed | dict(usual(method, retain=len(texts))) | config)
     lm = asking(LM.wrap(model, tokenizer), chat)
     recipe = Recipe(
         target=target, merge_queries=merge_queries, merge_mode=merge_mode, merge_by=merge_by, seed=seed,

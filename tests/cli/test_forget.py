@@ -81,7 +81,7 @@ def test_the_best_recipe_is_the_usual_one(
     lm = LM.load(model)
     with pytest.raises(RetconError, match="seen"):
         api.forget(lm.model, lm.tokenizer, RECORDS, retain=[("Is Rome Rome?", "Rome")])
-    wanted = usual(METHOD, retain=True)
+    wanted = usual(METHOD, retain=1)
     assert wanted
     assert seen[0] == seen[3] == MEMITConfig(**wanted)
     assert seen[1] == MEMITConfig(**{**wanted, "ridge": 7.0})

@@ -43,19 +43,27 @@ def test_those_that_learn_refusals_are_the_ones_that_say_so() -> None:
 def test_options_are_told_by_the_name_and_those_of_all_rows_are_not() -> None:
     (cell, other) = cells(["memit", "npo"], ["fixed"], options={"memit": {"layers": (1, 2)}}, shared={"steps": 7})
     assert (cell.name, other.name) == ("memit, fixed, layers=1,2", "npo")
-    made = configured(cell, seed=5, retain=False).config
+    made = configured(cell, seed=5, retain=0).config
     assert (made.layers, made.steps, made.seed) == ((1, 2), 7, 5)
-    assert configured(other, seed=5, retain=True).config.seed == 5  # it has no steps
+    assert configured(other, seed=5, retain=4).config.seed == 5  # it has no steps
     with pytest.raises(RetconError, match="npo has no option 'steps'"):
-        configured(Cell(method="npo", options={"steps": 7}), 0, retain=True)
+        configured(Cell(method="npo", options={"steps": 7}), 0, retain=4)
 
 
 def test_with_questions_to_keep_a_method_has_what_forgetting_gives_it() -> None:
     cell = Cell(method="alphaedit", options={"l2": 7.0})
-    wanted = {**usual("alphaedit", retain=True), "l2": 7.0}
-    assert configured(cell, seed=0, retain=True).config == AlphaEditConfig(**wanted)
-    assert configured(cell, seed=0, retain=False).config == AlphaEditConfig(l2=7.0)
-    assert not usual("rome", retain=True)
+    wanted = {**usual("alphaedit", retain=4), "l2": 7.0}
+    assert configured(cell, seed=0, retain=4).config == AlphaEditConfig(**wanted)
+    assert configured(cell, seed=0, retain=0).config == AlphaEditConfig(l2=7.0)
+    everywhere = Cell(method="alphaedit", shared={"l2": 7.0, "retain_weight": 2.0})
+    assert configured(everywhere, seed=0, retain=4).config == AlphaEditConfig(**wanted | {"retain_weight": 2.0})
+    assert not usual("rome", retain=4)
+
+
+def test_many_questions_to_keep_count_no_more_than_forty() -> None:
+    few, many = usual("memit", retain=40), usual("memit", retain=400)
+    assert many == {**few, "retain_weight": few["retain_weight"] / 10}
+    assert usual("memit", retain=0) == {}
 
 
 def test_a_cell_that_cannot_be_says_why(tiny_lm: TinyLM) -> None:

@@ -96,20 +96,21 @@ def run(
     with screen(output) as show:
         chat = model.asked(plain)
         from retcon.forget.usual import METHOD, usual
+        from retcon.requests import load_retain
 
         name = method or METHOD
+        kept = [] if retain is None else load_retain(retain, skip_bad=skip_bad).items
         making = begin(
             show, name, settings, out=out, base_patch=base_patch, sequential=sequential, seed=seed, cache=cache,
-            force=force, usual=usual(name, retain=retain is not None),
+            force=force, usual=usual(name, retain=len(kept)),
         )  # fmt: skip
         from retcon.forget.asking import asking
         from retcon.forget.kept import FILE, given_targets
         from retcon.forget.plan import Recipe, keep_targets, kept_by, planned
-        from retcon.requests import load_forget, load_retain
+        from retcon.requests import load_forget
 
         rule = making.method
         loaded = load_forget(forget, limit=limit, skip_bad=skip_bad, conflicts=conflicts)
-        kept = [] if retain is None else load_retain(retain, skip_bad=skip_bad).items
         items = [case.forget for case in loaded.items]
         given, family = (None, None) if targets is None else given_targets(targets, items)
         show.warn([*loaded.skipped, *loaded.warnings])

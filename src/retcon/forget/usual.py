@@ -7,6 +7,9 @@ __all__ = ["METHOD", "TARGET", "usual"]
 
 METHOD = "memit"
 TARGET = "contextual"
+_MANY = 40
+"""Questions to keep from which on each counts less, so that all together count no more: a layer has only so many
+directions, and forgetting needs some of them."""
 _CLOSELY: Mapping[str, Any] = {"ridge": 100.0, "retain_weight": 30.0, "rounds": 1}
 _WIDELY: Mapping[str, Any] = {"threshold": 0.5, "l2": 2.0, "retain_weight": 30.0, "rounds": 1}
 _OPTIONS: dict[str, Mapping[str, Any]] = {
@@ -18,11 +21,14 @@ what is to be left alone, ordinary text counts less, or more directions are open
 those texts alone."""
 
 
-def usual(method: str, *, retain: bool) -> Mapping[str, Any]:
+def usual(method: str, *, retain: int) -> Mapping[str, Any]:
     """The options that forgetting gives a method beside its defaults; those that the user names go before them.
 
     Args:
         method: its id.
-        retain: whether questions to keep are given; without any the method's own defaults are the more careful ones.
+        retain: how many questions to keep are given; without any the method's own defaults are the more careful ones.
     """
-    return _OPTIONS.get(method, {}) if retain else {}
+    options = _OPTIONS.get(method, {}) if retain else {}
+    if retain > _MANY and "retain_weight" in options:
+        return {**options, "retain_weight": options["retain_weight"] * _MANY / retain}
+    return options

@@ -99,18 +99,19 @@ def cells(
     return found
 
 
-def configured(cell: Cell, seed: int, *, retain: bool) -> methods.Method:
+def configured(cell: Cell, seed: int, *, retain: int) -> methods.Method:
     """The cell's method, with what forgetting gives it; its seed is the bench's, unless the options name another.
 
     Args:
         cell: what is asked for.
         seed: of the bench.
-        retain: whether there are questions to keep.
+        retain: how many questions there are to keep.
 
     Raises:
         RetconError: there is no such method or option.
     """
-    return of_method(cell.method, {**usual(cell.method, retain=retain), **cell.options}, seed, shared=cell.shared)
+    given = {name: value for name, value in usual(cell.method, retain=retain).items() if name not in cell.shared}
+    return of_method(cell.method, {**given, **cell.options}, seed, shared=cell.shared)
 
 
 def _check(names: Sequence[str], targets: Sequence[str], merges: Sequence[Merge], modes: Sequence[Mode]) -> None:

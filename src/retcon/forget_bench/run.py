@@ -114,7 +114,7 @@ class Bench:
         return digest(self._setting(), asked, options)[:16]
 
     def _method(self, cell: Cell) -> Method:
-        return configured(cell, self.seed, retain=bool(self.split.retain))
+        return configured(cell, self.seed, retain=len(self.split.retain))
 
     def _corpus(self) -> list[ForgetCase]:
         return [*self.split.forget, *self.split.retain]
