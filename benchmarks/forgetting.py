@@ -26,6 +26,8 @@ MERGED = 4
 BEST = ("alphaedit", "memit", "pmet", "ultraedit", "grace", "wise")
 """The editors that also go to the larger sets; the best six of the first table."""
 CONTROLS = ("idk", "npo")
+BEFORE = "alphaedit"
+"""The method of the usual recipe before this one."""
 
 
 def pistol(lm: LM) -> Split:
@@ -53,7 +55,7 @@ def factual(lm: LM) -> Split:
 
 
 def swapped(lm: LM) -> Split:
-    """The same, the halves changed places: the usual recipe was chosen on `factual`, where these answers were kept."""
+    """The same, the halves changed places: the usual recipe was chosen here, and that before it on `factual`."""
     split = factual(lm)
     return replace(split, forget=split.retain, retain=split.forget)
 
@@ -102,16 +104,16 @@ def _markdown(lines: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _ways(dataset: str) -> list[Cell]:
-    """The ways to forget on a set: all of them on the first; on the others the usual recipe, which stands alone on the
-    last, the best editors and two controls."""
+    """The ways to forget on a set: all of them on the first; on the others the usual recipe and that before it, which
+    stand alone on the last, the best editors and two controls."""
     shared = {"statistics": str(common.STATISTICS)}
     if dataset == "pistol":
         editors = ways_of(EDITORS, TARGETS, (1, MERGED), ("concat", "mean_key"), shared=shared)
         return editors + ways_of(OBJECTIVES, TARGETS, shared=shared)
-    recipe = ways_of((METHOD,), (TARGET,), shared=shared)
+    recipes = ways_of((METHOD, BEFORE), (TARGET,), shared=shared)
     if dataset == "swapped":
-        return recipe
-    return [*recipe, *(way for way in ways_of((*BEST, *CONTROLS), TARGETS, shared=shared) if way not in recipe)]
+        return recipes
+    return [*recipes, *(way for way in ways_of((*BEST, *CONTROLS), TARGETS, shared=shared) if way not in recipes)]
 
 
 def _cells(dataset: str) -> dict[str, Callable[[], None]]:
