@@ -19,6 +19,12 @@ __all__ = ["PAGE", "write"]
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 
 TITLES = {"builtin": "The set that comes with Retcon", "counterfact": "CounterFact", "zsre": "zsRE"}
+REMARKS = {
+    "zsre": "The neighbours of this set ask other things of the very subjects that are edited, and the unedited model "
+    "answers few of them right (`specificity_gen` counts those alone). A method that writes at a subject's last token "
+    "writes for whatever is asked of it: editors that leave other subjects alone fail here.",
+}
+"""What must be known of a set to read its figures."""
 SCORE = "score_gen"
 SCORED = ("efficacy_gen", "generalization_gen", "specificity_gen")
 CHANGE = "log-perplexity change"
@@ -71,7 +77,8 @@ def _section(table: Table, drawn: dict[str, str]) -> list[str]:
     best_first = [entry.method for board in found for entry in board.entries]
     ordered = [rows[name] for name in dict.fromkeys([*best_first, *rows])]
     title = f"{TITLES.get(table.dataset, table.dataset)}, {table.edits:,} facts"
-    lines = [f"## {title}", "", *_table(ordered), *_plots(table, found, drawn)]
+    remark = [REMARKS[table.dataset], ""] if table.dataset in REMARKS else []
+    lines = [f"## {title}", "", *remark, *_table(ordered), *_plots(table, found, drawn)]
     more = f"[All figures with their 95% intervals](../benchmarks/results/matrix/{table.name}/rows.md)"
     shown = f"`retcon bench show benchmarks/results/matrix/{table.name}` shows them in a terminal."
     return [*lines, f"{more}; {shown}", "", *_origin(ordered), ""]
