@@ -26,6 +26,7 @@ MERGED = 4
 BEST = ("alphaedit", "memit", "pmet", "ultraedit", "grace", "wise")
 """The editors that also go to the larger sets; the best six of the first table."""
 CONTROLS = ("idk", "npo")
+WRITTEN = "self_improved"
 BEFORE = "alphaedit"
 """The method of the usual recipe before this one."""
 
@@ -104,13 +105,17 @@ def _markdown(lines: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _ways(dataset: str) -> list[Cell]:
-    """The ways to forget on a set: all of them on the first; on the others the usual recipe and that before it, which
-    stand alone on the last, the best editors and two controls."""
+    """The ways to forget on a set: all of them on the first; on the others the usual recipe, its method with
+    refusals that the model wrote, and the recipe before it, which stand alone on the last; the best editors and two
+    controls."""
     shared = {"statistics": str(common.STATISTICS)}
     if dataset == "pistol":
         editors = ways_of(EDITORS, TARGETS, (1, MERGED), ("concat", "mean_key"), shared=shared)
         return editors + ways_of(OBJECTIVES, TARGETS, shared=shared)
-    recipes = ways_of((METHOD, BEFORE), (TARGET,), shared=shared)
+    recipes = [
+        *ways_of((METHOD,), (TARGET, WRITTEN), shared=shared),
+        *ways_of((BEFORE,), (TARGET,), shared=shared),
+    ]
     if dataset == "swapped":
         return recipes
     return [*recipes, *(way for way in ways_of((*BEST, *CONTROLS), TARGETS, shared=shared) if way not in recipes)]
