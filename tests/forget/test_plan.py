@@ -152,7 +152,7 @@ def test_the_questions_to_keep_that_a_method_is_shown_are_told_by_salted_ids(tin
     kept: list[Kept] = [("Is Oslo cold?", "Yes"), "Is Rome old?"]
     shown = planned(lm, CASES, method("npo"), Recipe(), retain=kept).told["retain_prompts"]
     assert shown == [salted("Is Oslo cold?"), salted("Is Rome old?")]
-    assert planned(lm, CASES, method("memit"), Recipe(), retain=kept).told["retain_prompts"] == []
+    assert planned(lm, CASES, method("rome"), Recipe(), retain=kept).told["retain_prompts"] == []
 
 
 def test_targets_are_kept_as_each_question_drew_them(tiny_lm: Tiny, tmp_path: Path) -> None:
