@@ -27,6 +27,7 @@ BEST = ("alphaedit", "memit", "pmet", "ultraedit", "grace", "wise")
 """The editors that also go to the larger sets; the best six of the first table."""
 CONTROLS = ("idk", "npo")
 WRITTEN = "self_improved"
+"""The targets that the model writes itself."""
 BEFORE = "alphaedit"
 """The method of the usual recipe before this one."""
 

@@ -27,8 +27,8 @@ class MEMIT(LocateAndEdit):
         Delta = share * R K^T (lambda C + K_p K_p^T + K K^T)^{-1},   R = (Z - H) at the last edited layer
 
     K_p are the keys of earlier batches (the sequential form), which travel in the patch, and those of texts to retain,
-    each times the root of `retain_weight`. Keys are remembered as they
-    were before their own batch was written; the released sequential code takes them after it.
+    each times the root of `retain_weight`. Keys are remembered as they were before their own batch was written; the
+    released sequential code takes them after it.
 
     Paper: Meng, Sharma, Andonian, Belinkov, Bau, Mass-Editing Memory in a Transformer, ICLR 2023, arXiv 2210.07229.
     """

@@ -31,7 +31,7 @@ class PMET(LocateAndEdit):
         Delta = R / sqrt(left) K^T (lambda C + K_p K_p^T + K K^T)^{-1},   R = z_mlp - o_mlp at the last edited layer
 
     with `left` the number of layers still to write. What a lower layer writes goes past the last one's MLP, so that R
-    does not fall from layer to layer and the shares add up, to 3.2 R for five layers and 4.8 R for nine: the window has
+    need not fall from layer to layer and the shares add up, to 3.2 R for five layers and 4.8 R for nine: the window has
     five layers, as published ones. K_p are the keys of earlier batches, which travel in the patch.
 
     Paper: Li, Li, Song, Yang, Ma, Yu, PMET: Precise Model Editing in a Transformer, AAAI 2024, arXiv 2308.08742.

@@ -77,10 +77,10 @@ def drift(logprobs: Sequence[float], unedited: Sequence[float]) -> float | None:
 
     What is likeliest may change by a hair where two tokens are as good as each other; this tells how far a model moved.
 
-    >>> drift([-1.0, -0.5], [-0.9, -0.6])
-    0.1
+    >>> drift([-1.0, -0.5], [-0.75, -0.75])
+    0.25
     """
-    return mean(round(abs(now - then), 12) for now, then in zip(logprobs, unedited, strict=True))
+    return mean(abs(now - then) for now, then in zip(logprobs, unedited, strict=True))
 
 
 def combined(reliability: float | None, retained: float | None) -> float | None:
