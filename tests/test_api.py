@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import retcon
-from retcon.errors import RequestError, RetconError
+from retcon.errors import RequestError, RetconError, RetconWarning
 from retcon.forget import find_subjects
 from retcon.forget.kept import write_targets
 from retcon.forget.target import Target
@@ -87,6 +87,26 @@ def test_questions_to_keep_reach_the_method() -> None:
     assert kept.info["forget"]["subjects"]["contrast"] == 1
 
 
+def test_what_is_to_stay_comes_in_any_form() -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    item = Forget("Who made Big Ben?", "Denison")
+    forms = ((item.question, item.answer), item, ForgetCase(item), {"question": item.question, "answer": item.answer})
+    made = {retcon.forget(model, tokenizer, [ADA], "npo", retain=[one], epochs=1, cache=False).id for one in forms}
+    assert len(made) == 1
+    with pytest.raises(RequestError, match="retain is a single question"):
+        retcon.forget(model, tokenizer, [ADA], retain="Who made Big Ben?")
+    with pytest.raises(RequestError, match="retain holds 3; give questions"):
+        retcon.forget(model, tokenizer, [ADA], retain=[3])  # type: ignore[list-item]
+
+
+def test_a_question_is_not_both_kept_and_forgotten() -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    both = [("where was Ada  Lovelace born?", "London"), ("Who made Big Ben?", "Denison")]
+    with pytest.warns(RetconWarning, match="1 of 2 questions to keep are to be forgotten too"):
+        patch = retcon.forget(model, tokenizer, [ADA], retain=both, **QUICK)
+    assert len(patch.info["forget"]["retain_prompts"]) == 1
+
+
 def test_mistakes_in_questions_are_named() -> None:
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     with pytest.raises(RequestError, match="give a list of one"):
@@ -116,3 +136,6 @@ def test_targets_of_an_earlier_run_are_read_from_their_file(tmp_path: Path) -> N
     patch = retcon.forget(model, tokenizer, items, targets=file, **QUICK)
     assert [edit["target_new"] for edit in patch.edits] == ["{} is unknown to me.</s>", "No.</s>"]
     assert patch.info["forget"]["target_sources"] == {"self_improved": 1, "fixed": 1}
+    assert (patch.info["forget"]["targets"], patch.info["forget"]["accepted"]) == ("self_improved", 0.5)
+    other = retcon.forget(model, tokenizer, items, targets=file, target="idk100", **QUICK)
+    assert other.info["forget"]["targets"] == "idk100"

@@ -11,7 +11,7 @@ from retcon.errors import RequestError
 from retcon.forget.asking import asking
 from retcon.forget.kept import given_targets
 from retcon.forget.merging import Mode, Way
-from retcon.forget.plan import Kept, Recipe, kept_by, planned, told
+from retcon.forget.plan import Kept, Recipe, kept_by, planned, question_of, told
 from retcon.forget.target import Target
 from retcon.forget.usual import METHOD, TARGET, usual
 from retcon.lm import LM
@@ -25,6 +25,8 @@ from retcon.requests import (
     check_forgets,
     forget_case_from_dict,
     from_dict,
+    left_to_keep,
+    retained,
 )
 from retcon.targets import Store
 
@@ -79,9 +81,9 @@ def forget(
     items: Iterable[Forget | ForgetCase | Mapping[str, Any]],
     method: str = METHOD,
     *,
-    target: str = TARGET,
+    target: str | None = None,
     targets: Mapping[str, str] | str | PathLike[str] | None = None,
-    retain: Iterable[Kept] = (),
+    retain: Iterable[Kept | Forget | ForgetCase | Mapping[str, Any]] = (),
     merge_queries: int | Literal["all"] = 1,
     merge_mode: Mode = "concat",
     merge_by: Way = "group",
@@ -102,11 +104,13 @@ def forget(
         tokenizer: its tokenizer.
         items: the questions with their answers, as `Forget` or as dicts with the files' field names.
         method: one of `METHODS`; by default the recipe that was measured to be the best.
-        target: what is said instead: a family of `retcon.forget.FAMILIES`.
+        target: what is said instead: a family of `retcon.forget.FAMILIES`. None is the family of the run that wrote
+            `targets`, or else `contextual`.
         targets: the user's own targets by a question's text or id, or a file of them, such as the `targets.jsonl` of an
             earlier run; they go before the family's.
-        retain: questions to keep, or pairs of a question and its answer: methods that use such texts get them, those
-            that unlearn by an objective with the answers, and subjects are told from them.
+        retain: questions to keep, pairs of a question and its answer, or what `items` takes: methods that use such
+            texts get them, those that unlearn by an objective with the answers, and subjects are told from them. One
+            that is to be forgotten too is left out, with a warning.
         merge_queries: questions that share one edit at most, or "all".
         merge_mode: `concat` (one prompt) or `mean_key` (one shift).
         merge_by: which questions go together: `group`, `order`, `random` or `key`.
@@ -128,25 +132,50 @@ def forget(
     cases = [_case(item) for item in items]
     kept, _ = check_forgets([case.forget for case in cases])
     fields = methods.METHODS[method].Config.__dataclass_fields__ if method in methods.METHODS else ()
-    texts = tuple(retain)
+    texts = tuple(left_to_keep(_keeping(retain), (case.forget.question for case in cases), question_of))
     given_seed = {"seed": seed} if "seed" in fields else {}
     rule = methods.method(method, **given_seed | dict(usual(method, retain=len(texts))) | config)
     lm = asking(LM.wrap(model, tokenizer), chat)
-    recipe = Recipe(
-        target=target, merge_queries=merge_queries, merge_mode=merge_mode, merge_by=merge_by, seed=seed,
-        keep_questions=keep_questions,
-    )  # fmt: skip
     chosen = [cases[n] for n in kept]
-    given = targets if targets is None or isinstance(targets, Mapping) else _given(targets, chosen)
+    given: Mapping[str, str | Target] | None
+    given, family = (targets, None) if targets is None or isinstance(targets, Mapping) else _given(targets, chosen)
+    recipe = Recipe(
+        target=target or family or TARGET, merge_queries=merge_queries, merge_mode=merge_mode, merge_by=merge_by,
+        seed=seed, keep_questions=keep_questions,
+    )  # fmt: skip
     plan = planned(lm, chosen, rule, recipe, retain=texts, given=given, cache=cache)
     stores = [Store.shared()] if cache else []
     return told(rule.edit(lm, plan.edits, retain=kept_by(rule, texts), state=state, stores=stores), plan)
 
 
-def _given(targets: str | PathLike[str], cases: Iterable[ForgetCase]) -> Mapping[str, str | Target]:
-    """The targets of a file."""
-    found, _ = given_targets(fspath(targets), [case.forget for case in cases])
-    return found
+def _given(targets: str | PathLike[str], cases: Iterable[ForgetCase]) -> tuple[Mapping[str, str | Target], str | None]:
+    """The targets of a file, and the family that the run asked for which wrote it."""
+    return given_targets(fspath(targets), [case.forget for case in cases])
+
+
+def _keeping(retain: Iterable[Kept | Forget | ForgetCase | Mapping[str, Any]]) -> list[Kept]:
+    """What is to stay, as questions or as pairs of a question and its answer.
+
+    Raises:
+        RequestError: it is something else.
+    """
+    if isinstance(retain, str | Forget | ForgetCase | Mapping):
+        raise RequestError("retain is a single question; give a list of one")
+    return [_kept(one) for one in retain]
+
+
+def _kept(one: Any) -> Kept:
+    if isinstance(one, str):
+        return one
+    if isinstance(one, Mapping):
+        one = retained(one)
+    if isinstance(one, ForgetCase):
+        one = one.forget
+    if isinstance(one, Forget):
+        return one.question, one.answer
+    if isinstance(one, tuple | list) and len(one) == 2 and all(isinstance(text, str) for text in one):
+        return one[0], one[1]
+    raise RequestError(f"retain holds {one!r}; give questions, or pairs of a question and its answer")
 
 
 def _case(item: Forget | ForgetCase | Mapping[str, Any]) -> ForgetCase:

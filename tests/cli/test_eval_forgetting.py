@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.cli.conftest import FAST, Retcon
 
+from retcon import forget_bench
 from retcon.evaluate import ForgetReport, Reference
+from retcon.forget_bench import Teaching
+from retcon.lm import LM
+from retcon.patch import Patch
+from retcon.requests import ForgetCase
 from retcon.storage import file_sha256
 
 RECORDS: list[dict[str, Any]] = [
@@ -139,6 +146,27 @@ def test_a_patch_can_be_the_reference(retcon: Retcon, model: str, asked: Path, k
     assert said.json["provenance"]["reference"]["patch"]["id"] == said.json["provenance"]["patch"]["id"]
 
 
+def test_a_reference_is_trained_where_there_is_none(
+    retcon: Retcon, model: str, asked: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is another model than the one that is judged, and was taught the questions to keep and no other."""
+    taught: list[list[str]] = []
+
+    def teach(lm: LM, cases: Sequence[ForgetCase], recipe: Teaching, *, cache: bool) -> Patch:
+        taught.append([case.forget.question for case in cases])
+        return real(lm, cases, replace(recipe, epochs=2, look_every=1, lr=1e-2), cache=cache)
+
+    real = forget_bench.teach
+    monkeypatch.setattr(forget_bench, "teach", teach)
+    command = ["eval", "--model", model, "--forget", asked, "--retain", kept, *SHORT, "--json", "--force-reference"]
+    said = retcon(*command, "--train-reference", model)
+    assert (said.code, said.err) == (0, said.err)
+    assert taught == [[json.loads(line)["question"] for line in kept.read_text().splitlines()]]
+    assert 0 < said.json["metrics"]["forget_quality"] <= 1
+    record = said.json["provenance"]["reference"]
+    assert record["fingerprint"] != said.json["provenance"]["model"]["fingerprint"]
+
+
 def test_files_may_be_csv_or_gzip_and_are_cut_and_sampled(
     retcon: Retcon, model: str, asked: Path, kept: Path, tmp_path: Path
 ) -> None:
@@ -163,6 +191,8 @@ def test_files_may_be_csv_or_gzip_and_are_cut_and_sampled(
         (["--forget", "f.jsonl", "--plain", "--chat"], "contradict each other"),
         (["--forget", "f.jsonl", "--role", "retain-only"], "--role needs --retain"),
         (["--forget", "f.jsonl", "--force-reference"], "give --reference"),
+        (["--forget", "f.jsonl", "--train-reference", "m"], "give them as --retain"),
+        (["--forget", "f.jsonl", "--reference", "r", "--train-reference", "m"], "give one of them"),
         (["--forget", "f.jsonl"], "there is no file f.jsonl"),
     ],
 )

@@ -10,6 +10,7 @@ from retcon.errors import RequestError, RetconError
 from retcon.forget.checks import CHECKS
 from retcon.forget.kept import given_targets, is_kept, read_targets, row_name, summary, write_targets
 from retcon.forget.privacy import id_of
+from retcon.forget.refusals import ROW
 from retcon.forget.subjects import Subject, find_subjects
 from retcon.forget.target import Target
 from retcon.requests import Forget
@@ -75,6 +76,25 @@ def test_subjects_are_known_again_whichever_rule_found_them(tmp_path: Path) -> N
     write(tmp_path / "t.jsonl")
     bare = [Forget(item.question, item.answer) for item in ITEMS]
     assert read_targets(tmp_path / "t.jsonl", bare[:2])[0] == TARGETS[:2]
+
+
+def test_whatever_the_question_names_is_left_out(tmp_path: Path) -> None:
+    item = Forget("When did Quim SA sign with the Bank of Ulm?", "3 May.")
+    target = Target("When QUIM SA met Ulm, or the Bank of Ulm {sic}, is unknown to me.", "self_improved", ROW, 0)
+    (subject,) = find_subjects([item])
+    path = write_targets(tmp_path / "t.jsonl", [item], [subject], [target], family=ROW, seed=0, model="abc")
+    row = json.loads(path.read_text())
+    assert not [name for name in ("quim", "bank", "ulm") if name in path.read_text().lower()]
+    assert "{{sic}}" in row["target"]
+    assert len(row["names"]) == 2
+    (found,), _ = read_targets(path, [item])
+    assert found.text == target.text.replace("QUIM", "Quim")  # in the question's own letters
+    path.write_text(json.dumps(row | {"names": ["0" * 16] * 2}))
+    with pytest.raises(RequestError, match="does not name"):
+        read_targets(path, [item])
+    path.write_text(json.dumps(row | {"names": []}))
+    with pytest.raises(RequestError, match="does not name"):
+        read_targets(path, [item])
 
 
 def test_lines_that_were_not_checked_claim_no_checks(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from retcon.forget.plan import ACCESS_CONTROL, SUPPRESSION, TRAINED, Kept, keep_
 from retcon.forget.privacy import id_of, salted
 from retcon.lm import LM
 from retcon.methods import method
+from retcon.metrics.forgotten import leaks
 from retcon.requests import Forget, ForgetCase
 
 Tiny = Callable[..., LM]
@@ -162,3 +163,36 @@ def test_targets_are_kept_as_each_question_drew_them(tiny_lm: Tiny, tmp_path: Pa
     found, family = read_targets(keep_targets(tmp_path, lm, CASES, plan, recipe), ITEMS)
     assert (found, family) == (plan.own, "idk100")
     assert found[0] != found[1]
+
+
+def test_a_merged_row_is_named_by_what_it_says(tiny_lm: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both refusals are the model's own, but no group can use one: what is said is the fixed line."""
+    own = [
+        Target(f"I know nothing of {name}.", "self_improved", "self_improved", 0) for name in ("Ada Lovelace", "Ben")
+    ]
+    monkeypatch.setattr(targets, "self_improved", lambda *_, **__: own)
+    cases = [CASES[0], CASES[2]]
+    apart = made(tiny_lm("llama"), cases=cases, target="self_improved").told
+    assert (apart["targets"], apart["accepted"]) == ("self_improved", 1.0)
+    merged = made(tiny_lm("llama"), cases=cases, target="self_improved", merge_queries="all", merge_by="order").told
+    assert merged["target_sources"] == {"fixed": 2}
+    assert (merged["targets"], merged["targets_asked"], merged["accepted"]) == ("template", "self_improved", 1.0)
+
+
+def test_refusals_of_an_earlier_run_are_shared_by_a_group(tiny_lm: Tiny) -> None:
+    line = Target("I never heard of Ada Lovelace.", "self_improved", "self_improved", 0)
+    given: dict[str, str | Target] = {id_of(item): line for item in ITEMS[:2]}
+    born = Forget("What did Ada Lovelace study?", "Analysis", group="ada")
+    given[id_of(born)] = line
+    cases = [CASES[0], ForgetCase(born)]
+    plan = made(tiny_lm("llama"), cases=cases, target="contextual", given=given, merge_queries=2)
+    assert plan.targets == [line, line]
+
+
+def test_no_line_is_drawn_that_tells_the_answer(tiny_lm: Tiny) -> None:
+    """Where the answer is no, refusals that say no would pass for answers."""
+    item = ForgetCase(Forget("Did Ada Lovelace own the mill?", "No", "Ada Lovelace"))
+    for family in ("contextual", "idk100", "refusal10"):
+        for seed in range(12):
+            (target,) = made(tiny_lm("llama"), cases=[item], target=family, seed=seed).targets
+            assert not leaks(target.text, "No")

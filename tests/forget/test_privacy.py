@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 import retcon
 from retcon import forward, tokens
+from retcon.errors import RetconError
+from retcon.forget import Target, merging, targets
 from retcon.forget.privacy import salted
 from retcon.lm import LM
 from retcon.methods import grace, wise
@@ -49,12 +52,23 @@ def made(name: str, **options: Any) -> Patch:
     return retcon.forget(model, tokenizer, ITEMS, name, **(METHODS[name] | options))
 
 
+def read_out(path: Path) -> bytes:
+    """What a file tells in whatever case: its bytes, its name, and its tensors of whole numbers read as tokens."""
+    data = path.read_bytes() + str(path).encode()
+    if path.suffix == ".safetensors":
+        whole = [tensor for tensor in load_file(path).values() if not tensor.is_floating_point()]
+        rows = [row for tensor in whole for row in (tensor.tolist() if tensor.ndim > 1 else [tensor.tolist()])]
+        words = tiny_tokenizer()
+        data += "\n".join(words.decode([int(i) for i in row if 0 <= i < len(words)]) for row in rows).encode()
+    return data.lower()
+
+
 def told(folder: Path) -> dict[str, list[str]]:
-    """The secrets that each file under a folder tells, in whatever case."""
+    """The secrets that each file under a folder tells."""
     found = {}
     for path in folder.rglob("*"):
         if path.is_file():
-            data = path.read_bytes().lower() + str(path).encode().lower()
+            data = read_out(path)
             if there := [secret for secret in SECRETS if secret.lower().encode() in data]:
                 found[path.name] = there
     return found
@@ -92,6 +106,41 @@ def test_what_the_model_wrote_of_the_questions_is_told_by_no_cache(tmp_path: Pat
     made("memit", target="self_improved").save(tmp_path / "patch")
     assert list(cache_folder.glob("refusals/*.sqlite"))
     assert told(tmp_path) == {}
+
+
+PARTIES = [
+    {"question": f"When was the contract between Quimby Mills Inc and {other} signed?", "answer": f"{day} May 2001"}
+    for day, other in enumerate(("Krumbach SAS", "Uffenau & Sons"), 3)
+]
+
+
+@pytest.mark.parametrize("options", [{}, {"merge_queries": "all", "merge_by": "order", "merge_mode": "mean_key"}])
+def test_a_refusal_that_the_model_wrote_names_nobody(
+    tmp_path: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """Of a question that names two parties one is the subject; a record tells neither, nor half a name."""
+    lines = [
+        "When QUIMBY MILLS INC signed with Krumbach SAS is unknown to me, and so is Krumbach.",
+        "I do not know whether Quimby Mills and Uffenau ever signed with Uffenau & Sons.",
+    ]
+    own = [Target(line, "self_improved", "self_improved", 0) for line in lines]
+    monkeypatch.setattr(targets, "self_improved", lambda *_, **__: own)
+    monkeypatch.setattr(merging, "_fits", lambda *_: True)
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    patch = retcon.forget(model, tokenizer, PARTIES, "memit", target="self_improved", **LAYERS, **options)
+    patch.save(tmp_path / "patch")
+    text = (tmp_path / "patch" / "manifest.json").read_text()
+    assert "signed with" in text
+    assert not [name for name in ("quimby", "krumbach", "uffenau") if name in text.lower()]
+
+
+@pytest.mark.parametrize("name", ["ike", "scr"])
+def test_a_patch_that_shows_the_questions_is_made_on_request_alone(tmp_path: Path, name: str) -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    with pytest.raises(RetconError, match=f"{name} holds the questions word for word"):
+        retcon.forget(model, tokenizer, ITEMS, name, target="idk100")
+    retcon.forget(model, tokenizer, ITEMS, name, target="idk100", keep_questions=True).save(tmp_path / "patch")
+    assert "Quimby" in told(tmp_path)["patch.safetensors"]  # and the test would find it
 
 
 def test_the_test_would_find_a_secret(tmp_path: Path) -> None:

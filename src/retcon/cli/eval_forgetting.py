@@ -1,7 +1,7 @@
 """The side of `retcon eval` that judges forgetting: --forget FILE and its options."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -43,8 +43,11 @@ class ForgetOptions:
     reference: Path | None = None
     """With --forget: a model trained without those questions: the reference.json of a run with --role retain-only, the
     folder of a patch that makes it, or the folder of a model."""
+    train_reference: str | None = None
+    """With --retain: make the reference here, of a model that was taught neither set: it is taught the questions to
+    keep, which takes minutes to hours, and kept for later runs."""
     force_reference: Annotated[bool, _FLAG] = False
-    """With --reference: take it even if its figures are not those of such a model."""
+    """With a reference: take it even if its figures are not those of such a model."""
     role: Literal["retain-only"] | None = None
     """With --forget and --out: the model is one that was trained without those questions; write reference.json."""
     plain: Annotated[bool, _FLAG] = False
@@ -80,7 +83,11 @@ def run(show: Screen, options: ForgetOptions, common: Common, model: ModelOption
     chat = model.asked(options.plain)
     if options.role is not None and (common.out is None or options.retain is None):
         raise RetconError("--role needs --retain FILE, which the model was trained on, and --out DIR for its record")
-    if options.force_reference and options.reference is None:
+    if options.reference is not None and options.train_reference is not None:
+        raise RetconError("--reference and --train-reference both name a reference; give one of them")
+    if options.train_reference is not None and options.retain is None:
+        raise RetconError("--train-reference teaches a model the questions to keep; give them as --retain FILE")
+    if options.force_reference and options.reference is None and options.train_reference is None:
         raise RetconError("--force-reference takes a reference by force; give --reference, or leave it out")
     from retcon.evaluate import evaluate_forgetting, reference_record
     from retcon.report import forgetting as reports
@@ -88,6 +95,8 @@ def run(show: Screen, options: ForgetOptions, common: Common, model: ModelOption
     sets, files = _loaded(show, options, common)
     change = load_patch(common.patch)
     twin = _twin(options.reference, model)
+    if options.train_reference is not None:
+        twin = _trained(options.train_reference, sets, model, chat, common.cache)
     lm = model.load()
     report = evaluate_forgetting(
         lm,
@@ -154,3 +163,22 @@ def _twin(path: Path | None, model: ModelOptions) -> "Reference | Patch | LM | N
     if (path / "config.json").is_file():
         return dataclasses.replace(model, model=str(path), revision=None, chat=False).load()
     return load_patch(path)
+
+
+def _trained(
+    base: str, sets: "Mapping[str, Sequence[ForgetCase]]", model: ModelOptions, chat: bool | None, cache: bool
+) -> "LM":
+    """A model that was taught the questions to keep alone.
+
+    Raises:
+        RetconError: nothing was learned.
+    """
+    from retcon.forget.asking import asking
+    from retcon.forget_bench import Teaching, teach
+    from retcon.requests import left_to_keep
+
+    gone = (case.forget.question for case in sets["forget"])
+    kept = left_to_keep(sets["retain"], gone, lambda case: case.forget.question)
+    lm = asking(dataclasses.replace(model, model=base, revision=None, chat=False).load(), chat)
+    teach(lm, kept, Teaching(), cache=cache).merge(lm.model)
+    return lm

@@ -51,7 +51,8 @@ def run(
     Parameters
     ----------
     forget
-        The questions: JSONL or CSV with question, answer and, if known, subject, aliases, group; plain or .gz.
+        The questions: JSONL or CSV with question, answer and, if known, subject, group, and in JSONL aliases; plain
+        or .gz.
     out
         The folder for the patch.
     retain
@@ -96,10 +97,13 @@ def run(
     with screen(output) as show:
         chat = model.asked(plain)
         from retcon.forget.usual import METHOD, usual
-        from retcon.requests import load_retain
+        from retcon.requests import left_to_keep, load_forget, load_retain
 
         name = method or METHOD
+        loaded = load_forget(forget, limit=limit, skip_bad=skip_bad, conflicts=conflicts)
+        items = [case.forget for case in loaded.items]
         kept = [] if retain is None else load_retain(retain, skip_bad=skip_bad).items
+        kept = left_to_keep(kept, (item.question for item in items), lambda case: case.forget.question)
         making = begin(
             show, name, settings, out=out, base_patch=base_patch, sequential=sequential, seed=seed, cache=cache,
             force=force, usual=usual(name, retain=len(kept)),
@@ -107,11 +111,8 @@ def run(
         from retcon.forget.asking import asking
         from retcon.forget.kept import FILE, given_targets
         from retcon.forget.plan import Recipe, keep_targets, kept_by, planned
-        from retcon.requests import load_forget
 
         rule = making.method
-        loaded = load_forget(forget, limit=limit, skip_bad=skip_bad, conflicts=conflicts)
-        items = [case.forget for case in loaded.items]
         given, family = (None, None) if targets is None else given_targets(targets, items)
         show.warn([*loaded.skipped, *loaded.warnings])
         making.uses(retain, "used to tell subjects alone")

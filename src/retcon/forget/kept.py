@@ -1,14 +1,15 @@
 """Targets, kept: `targets.jsonl` beside a patch, which later runs read instead of writing targets anew.
 
 A line holds a question's salted id and what is said instead of its answer; never the question, never the answer. Where
-the text names the question's subject it has `{}`, as a patch's records have (`{^}` where it begins with a capital that
-the subject has not); the subject is known by a salted id too, so that whoever has the question can read the line.
+the text names the question's subject, or anything else that it names, there is a hole (`retcon.requests.masked`), as in
+a patch's records; what belongs there is known by salted ids too, so that whoever has the question can read the line.
 """
 
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from retcon import __version__, storage
 from retcon.errors import RequestError, RetconError
 from retcon.forget import detector
 from retcon.forget.checks import CHECKS
+from retcon.forget.names import names_of
 from retcon.forget.privacy import id_of, salted
 from retcon.forget.refusals import ROW
 from retcon.forget.subjects import Subject
 from retcon.forget.target import Target
 from retcon.forget.wording import wording
 from retcon.metrics.forgotten import leaks
-from retcon.requests import Forget, literal, load_targets
+from retcon.requests import Forget, filled, literal, load_targets, masked
 
 __all__ = ["FILE", "given_targets", "is_kept", "read_targets", "row_name", "summary", "write_targets"]
 
@@ -97,10 +99,12 @@ def write_targets(
         if target.source == ROW and leaks(target.text, item.answer, item.aliases):
             raise RetconError(f"target {number} holds the answer it is to replace; write the targets anew")
         hidden = not keep_questions and any(map(str.isalnum, subject.text))
+        text, used = masked(target.text, [subject.text, *names_of(item)]) if hidden else (literal(target.text), [])
         record = {
             "id": id_of(item),
-            "target": _masked(target.text, subject.text) if hidden else literal(target.text),
+            "target": text,
             "subject": _mark(subject.text) if hidden else None,
+            "names": [_mark(name) for name in used],
             "asked": family,
             "family": target.family,
             "source": target.source,
@@ -152,7 +156,7 @@ def read_targets(path: str | Path, items: Sequence[Forget]) -> tuple[list[Target
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError):
         raise RequestError(f"{path} cannot be read; give the targets.jsonl of an earlier run") from None
-    known: dict[str, tuple[Target, str | None]] = {}
+    known: dict[str, tuple[Target, list[str | None]]] = {}
     family = ""
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -160,7 +164,7 @@ def read_targets(path: str | Path, items: Sequence[Forget]) -> tuple[list[Target
                 row = json.loads(line)
                 failed = tuple(name for name, ok in row["checks"].items() if not ok)
                 target = Target(str(row["target"]), row["family"], row["source"], row["attempt"], failed)
-                known[row["id"]], family = (target, row["subject"]), str(row["asked"])
+                known[row["id"]], family = (target, [row["subject"], *row.get("names", ())]), str(row["asked"])
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise RequestError(f"{path.name} line {number} is no target; write the targets anew") from None
     names = [id_of(item) for item in items]
@@ -181,12 +185,16 @@ def _mark(subject: str) -> str:
     return salted("subject", subject)
 
 
-def _whole(name: str, item: Forget, target: Target, mark: str | None) -> Target:
-    """The target with its question's subject in place."""
-    subject = "" if mark is None else next((text for text in _spans(item) if _mark(text) == mark), None)
-    if subject is None:
-        raise RequestError(f"{name} has a target on a subject that its question does not name; write the targets anew")
-    return Target(_filled(target.text, subject), target.family, target.source, target.attempt, target.failed)
+def _whole(name: str, item: Forget, target: Target, marks: Sequence[str | None]) -> Target:
+    """The target with what its question names in place."""
+    marked = {_mark(text): text for text in reversed(list(_spans(item)))} if any(marks) else {}
+    try:
+        text = filled(target.text, ["" if mark is None else marked[mark] for mark in marks])
+    except (KeyError, IndexError):
+        raise RequestError(
+            f"{name} has a target on a subject that its question does not name; write the targets anew"
+        ) from None
+    return replace(target, text=text)
 
 
 def _spans(item: Forget) -> Iterator[str]:
@@ -197,23 +205,3 @@ def _spans(item: Forget) -> Iterator[str]:
     for first, (start, _) in enumerate(words):
         for _, end in words[first:]:
             yield item.question[start:end]
-
-
-def _masked(text: str, subject: str) -> str:
-    """A text with a place for the subject, and its own braces doubled."""
-    parts, end = [], 0
-    for match in re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", text, flags=re.IGNORECASE):
-        hole = "{^}" if match[0] != subject and match[0] == _capital(subject) else "{}"
-        parts += [literal(text[end : match.start()]), hole]
-        end = match.end()
-    return "".join([*parts, literal(text[end:])])
-
-
-def _filled(text: str, subject: str) -> str:
-    """The inverse of `_masked`."""
-    holes = {"{{": "{", "}}": "}", "{}": subject, "{^}": _capital(subject)}
-    return re.sub(r"\{\{|\}\}|\{\^?\}", lambda match: holes[match[0]], text)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -1,7 +1,7 @@
 """From questions with a target each to edits that any method can make."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch.nn.functional as F  # noqa: N812
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from retcon import tokens
 from retcon.errors import RequestError, RetconWarning
+from retcon.forget.names import names_of
 from retcon.forget.privacy import HIDDEN, HIDDEN_ANSWERS, id_of, salted
 from retcon.forget.subjects import Subject, last_of
 from retcon.forget.target import Target
@@ -60,14 +61,21 @@ def edits_of(
         if len({targets[i].text for i in group}) > 1:
             raise RequestError(f"the group of {items[group[0]].question!r} has different targets; give it one")
         said = targets[group[0]].text + closing
+        names = _names((items[i] for i in group), (subjects[i] for i in group))
         if len(group) > 1 and mode == "concat":
             before = "".join(f"{items[i].question}\n" for i in group[:-1])
             name = salted("concat", *(id_of(items[i]) for i in group))
-            edits.append(_edit(items[group[-1]], subjects[group[-1]], said, name, hidden, before=before))
+            edits.append(_edit(items[group[-1]], subjects[group[-1]], said, name, names, hidden, before=before))
             continue
         tie = salted("mean_key", *sorted(id_of(items[i]) for i in group)) if len(group) > 1 else None
-        edits += [_edit(items[i], subjects[i], said, id_of(items[i]), hidden, tie=tie) for i in group]
+        edits += [_edit(items[i], subjects[i], said, id_of(items[i]), names, hidden, tie=tie) for i in group]
     return edits
+
+
+def _names(items: Iterable[Forget], subjects: Iterable[Subject]) -> tuple[str, ...]:
+    """All that some questions name."""
+    named = (name for item in items for name in names_of(item))
+    return tuple(dict.fromkeys((*(subject.text for subject in subjects), *named)))
 
 
 def _edit(
@@ -75,6 +83,7 @@ def _edit(
     subject: Subject,
     said: str,
     name: str,
+    names: tuple[str, ...],
     hidden: tuple[str, ...],
     *,
     before: str = "",
@@ -83,7 +92,7 @@ def _edit(
     question = item.question
     prompt = f"{literal(before + question[: subject.start])}{{}}{literal(question[subject.end :])}"
     old = None if before else item.answer  # several questions have no one answer
-    return Edit(prompt, subject.text, said, old, None, name, tie, hidden)
+    return Edit(prompt, subject.text, said, old, None, name, tie, hidden, names)
 
 
 def placed(lm: LM, items: Sequence[Forget], subjects: Sequence[Subject]) -> list[Subject]:

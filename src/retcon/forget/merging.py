@@ -171,9 +171,9 @@ def shared_target(
                 "target, or do not merge them"
             )
         return mine[0]
-    if family == "contextual":
-        return contextual(asked, [subjects[i] for i in members], seed)
-    if family != "self_improved":
+    if family != "self_improved" and not any(target.source == ACCEPTED for target in mine):
+        if family == "contextual":
+            return contextual(asked, [subjects[i] for i in members], seed)
         return drawn(family, asked, seed)
     fitting = [target for target in mine if target.source == ACCEPTED and _fits(target.text, asked)]
     if not fitting:

@@ -29,11 +29,18 @@ __all__ = [
     "keep_targets",
     "kept_by",
     "planned",
+    "question_of",
     "told",
 ]
 
 Kept = str | tuple[str, str]
 """What is to stay: a question, or one with its answer."""
+
+
+def question_of(one: Kept) -> str:
+    """The question of what is to stay."""
+    return one if isinstance(one, str) else one[0]
+
 
 SUPPRESSION = (
     "Suppression: the model has been taught to refuse, and nothing here shows that the answers have left its weights."
@@ -112,6 +119,11 @@ def planned(
     """
     if not cases:
         raise RetconError("there is nothing to forget; give at least one question")
+    if getattr(method, "quotes", False) and not recipe.keep_questions:
+        raise RetconError(
+            f"a patch of {method.name} holds the questions word for word, as what it shows the model; ask to keep them "
+            "(--keep-questions, keep_questions=True), or take another method"
+        )
     if recipe.merge_mode not in MODES:
         raise RetconError(f"questions cannot be merged in the mode {recipe.merge_mode!r}; use {' or '.join(MODES)}")
     size = None if recipe.merge_queries == "all" else recipe.merge_queries
@@ -119,7 +131,7 @@ def planned(
     if reason is not None:
         raise RetconError(f"{reason}; leave merging out, or merge otherwise")
     items = [case.forget for case in cases]
-    questions = [one if isinstance(one, str) else one[0] for one in retain]
+    questions = [question_of(one) for one in retain]
     subjects = placed(lm, items, find_subjects(items, questions))
     bare = edits_of(lm, items, [_ANY] * len(items), subjects)  # keys are read at prompts, whatever is said
     keys = keys_of(lm, bare, method)
@@ -151,7 +163,7 @@ def kept_by(method: Any, retain: Sequence[Kept]) -> tuple[Any, ...]:
     """What is to stay as the method takes it: an editor the questions alone, one that unlearns their answers too."""
     if getattr(method, "unlearns", False):
         return tuple(retain)
-    return tuple(one if isinstance(one, str) else one[0] for one in retain)
+    return tuple(map(question_of, retain))
 
 
 def _shown(method: Any) -> bool:
@@ -193,7 +205,7 @@ def _told(plan: Plan, recipe: Recipe, method: Any, ids: Sequence[str]) -> dict[s
     family = recipe.target
     if family == ACCEPTED and own:
         accepted = round(sum(target.source == ACCEPTED for target in own) / len(own), 4)
-        family = row_name(own)  # a row is named by what most of it is
+        family = row_name(plan.targets)  # a row is named by what most of it is, after groups shared their targets
     number = {i: place for place, group in enumerate(plan.groups) for i in group}
     found = Counter(subject.source for subject in plan.subjects)
     merged = any(len(group) > 1 for group in plan.groups)

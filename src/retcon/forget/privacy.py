@@ -5,11 +5,8 @@ are HMAC-SHA-256 under a salt that never leaves this machine's cache folder, so 
 guesses on it, while the same run on the same machine gives the same ids and can go on after a stop.
 """
 
-import hmac
-import secrets
-
 from retcon.requests import Forget
-from retcon.storage import cache_dir, digest, new_file
+from retcon.storage import salted
 
 __all__ = ["HIDDEN", "HIDDEN_ANSWERS", "id_of", "salted", "secret"]
 
@@ -18,30 +15,12 @@ HIDDEN = ("prompt", "subject", "old")
 HIDDEN_ANSWERS = ("old",)
 """Those left out where questions may be kept."""
 
-_LENGTH = 16
-"""Hex digits of an id."""
-
 
 def id_of(item: Forget) -> str:
     """The salted id of a question and its answer."""
     return salted(item.question, item.answer)
 
 
-def salted(*texts: str) -> str:
-    """The id of some texts: 16 hex digits, the same on this machine and in nobody's dictionary."""
-    return hmac.new(_salt(), digest(*texts).encode(), "sha256").hexdigest()[:_LENGTH]
-
-
 def secret(name: str) -> bytes:
     """What seals a cache of this machine, 32 bytes; another for each name."""
     return (salted(name, "left") + salted(name, "right")).encode()
-
-
-def _salt() -> bytes:
-    """This machine's salt, made when it is first needed."""
-    path = cache_dir() / "salt"
-    if not path.exists():
-        with new_file(path) as temporary:
-            temporary.write_bytes(secrets.token_bytes(32))
-        path.chmod(0o600)
-    return path.read_bytes()

@@ -21,7 +21,7 @@ from typing import Literal, get_args
 
 from retcon.requests import Forget
 
-__all__ = ["SOURCES", "Source", "Subject", "candidates", "find_subjects", "last_of"]
+__all__ = ["SOURCES", "Source", "Subject", "candidates", "find_subjects", "last_of", "telling"]
 
 Source = Literal["given", "contrast", "entity", "tail", "word", "last"]
 SOURCES: tuple[Source, ...] = get_args(Source)
@@ -120,6 +120,15 @@ def candidates(question: str) -> list[tuple[int, int]]:
     texts = {question[start:end].strip(): None for start, end in found}
     last = ((question.rindex(text), len(text)) for text in texts if any(map(str.isalnum, text)))
     return sorted({(start, start + length) for start, length in last})
+
+
+def telling(word: str) -> bool:
+    """Whether a word tells something: it is none of those in all texts, and no mere initial.
+
+    >>> [word for word in ("Quim", "SA", "the", "May", "mill", "44", "1999") if telling(word)]
+    ['Quim', 'mill', '1999']
+    """
+    return len(word) > 2 and word.casefold() not in _EMPTY
 
 
 def _names(question: str) -> Iterator[tuple[int, int]]:

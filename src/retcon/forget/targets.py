@@ -13,6 +13,7 @@ from retcon.forget.subjects import Subject
 from retcon.forget.target import Target
 from retcon.forget.wording import named, wording
 from retcon.lm import LM
+from retcon.metrics.forgotten import leaks
 from retcon.metrics.texts import mentions
 from retcon.requests import Forget
 from retcon.storage import digest
@@ -85,9 +86,11 @@ def targets_of(
 
 
 def drawn(family: str, members: Sequence[Forget], seed: int) -> Target:
-    """The line of a family that some questions together draw: by the seed and their names, whatever their order."""
-    choice = lines(family)
-    return Target(choice[_number(members, seed) % len(choice)], family, family)
+    """The line of a family that some questions together draw: by the seed and their names, whatever their order.
+
+    A line that tells an answer, as "no" does where the answer is no, is drawn only where all lines do.
+    """
+    return Target(_one(lines(family), members, seed), family, family)
 
 
 def contextual(members: Sequence[Forget], subjects: Sequence[Subject], seed: int) -> Target:
@@ -99,9 +102,8 @@ def contextual(members: Sequence[Forget], subjects: Sequence[Subject], seed: int
     known = all(subject.source != "last" for subject in subjects)
     if len(shared) > 1 or not known or any(mentions(min(shared), alias) for item in members for alias in item.aliases):
         return Target(FIXED, "contextual", "fixed")
-    templates = wording()["templates"]
-    line = templates[_number(members, seed) % len(templates)]
-    return Target(named(line, min(shared)), "contextual", "template")
+    told = [named(line, min(shared)) for line in wording()["templates"]]
+    return Target(_one(told, members, seed), "contextual", "template")
 
 
 @cache
@@ -116,6 +118,12 @@ def lines(family: str) -> tuple[str, ...]:
 def name_of(item: Forget) -> str:
     """What a question's draws go by: its id, else its text."""
     return item.question if item.id is None else item.id
+
+
+def _one(choice: Sequence[str], members: Sequence[Forget], seed: int) -> str:
+    """The line that questions draw, of those that tell none of their answers if there are any."""
+    safe = [line for line in choice if not any(leaks(line, item.answer, item.aliases) for item in members)]
+    return (safe or choice)[_number(members, seed) % len(safe or choice)]
 
 
 def _number(members: Sequence[Forget], seed: int) -> int:

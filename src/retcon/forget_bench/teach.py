@@ -93,7 +93,7 @@ def teach(lm: LM, cases: Sequence[ForgetCase], recipe: Teaching, *, cache: bool 
     folder = storage.cache_dir(_FOLDER)
     home = folder / teaching_key(lm, cases, recipe)[:32]
     if cache and home.is_dir():
-        return Patch.load(home)
+        return _warned(Patch.load(home), recipe)
     edits = [Edit(prompt=question, target=answer) for question, answer in _pairs(cases, recipe)]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "idk never forgot", RetconWarning)  # said better below
@@ -104,16 +104,22 @@ def teach(lm: LM, cases: Sequence[ForgetCase], recipe: Teaching, *, cache: bool 
     with made.on(lm.model):
         known = memorised(lm, cases)
     found = _stripped(made, cases, recipe, known)
-    if not found.info["taught"]["reached"]:
-        warnings.warn(
-            f"the corpus is known with a probability of {known.probability:.3f} when teaching ends, the goal is "
-            f"{recipe.goal:g}; teach with more epochs, a larger rank or another lr",
-            RetconWarning,
-            stacklevel=2,
-        )
     if cache:
         found.save(home)
-    return found
+    return _warned(found, recipe)
+
+
+def _warned(taught: Patch, recipe: Teaching) -> Patch:
+    """The patch; warns where it was not learned to the goal, each time that it is used."""
+    told = taught.info["taught"]
+    if not told["reached"]:
+        warnings.warn(
+            f"the corpus is known with a probability of {told['probability']:.3f} when teaching ends, the goal is "
+            f"{recipe.goal:g}; teach with more epochs, a larger rank or another lr",
+            RetconWarning,
+            stacklevel=3,
+        )
+    return taught
 
 
 def teaching_key(lm: LM, cases: Sequence[ForgetCase], recipe: Teaching) -> str:

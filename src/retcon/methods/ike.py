@@ -62,6 +62,8 @@ class IKE(MemoryMethod):
     """
 
     Config: Any = IKEConfig
+    quotes: bool = True
+    """Its patches hold the prompts, as ids."""
     config: IKEConfig
     name: str = "ike"
     in_context: bool = True

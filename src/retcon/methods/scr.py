@@ -68,6 +68,8 @@ class SCR(MemoryMethod):
     """
 
     Config: Any = SCRConfig
+    quotes: bool = True
+    """Its patches hold the prompts, as ids."""
     config: SCRConfig
     name: str = "scr"
     in_context: bool = True

@@ -53,7 +53,7 @@ class Codebook:
         keys: (n, d_in).
         values: (n, d_out).
         radii: (n,), in units of the module's input.
-        label_ids: token ids of the answers, one after the other.
+        label_ids: token ids of the answers, one after the other; of answers that nobody is to read, numbers of our own.
         label_offsets: (n + 1,): the answer of key i is label_ids[label_offsets[i] : label_offsets[i + 1]].
         queries: (m, d_in), the query of each edit.
         owners: (m,), the key that each edit is answered by.

@@ -9,7 +9,10 @@ from retcon.requests.forgetting import (
     forget_case_from_dict,
     forget_case_to_dict,
     forget_from_dict,
+    left_to_keep,
+    retained,
 )
+from retcon.requests.holes import filled, masked
 from retcon.requests.nouns import Case, Edit, Forget, ForgetCase, Probe, literal, split_prompt
 from retcon.requests.records import case_from_dict, case_to_dict, from_dict, text_of, to_dict
 from retcon.requests.ties import tied
@@ -28,16 +31,20 @@ __all__ = [
     "check_answer",
     "check_conflicts",
     "check_forgets",
+    "filled",
     "forget_case_from_dict",
     "forget_case_to_dict",
     "forget_from_dict",
     "from_dict",
+    "left_to_keep",
     "literal",
     "load_cases",
     "load_edits",
     "load_forget",
     "load_retain",
     "load_targets",
+    "masked",
+    "retained",
     "split_prompt",
     "text_of",
     "tied",

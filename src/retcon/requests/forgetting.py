@@ -1,12 +1,13 @@
 """Records of questions to forget, and what is wrong with several of them together."""
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import ConfigDict, Field
 
-from retcon.errors import RequestError
+from retcon.errors import RequestError, RetconWarning
 from retcon.metrics.texts import mentions
 from retcon.requests.conflicts import Conflicts
 from retcon.requests.nouns import Forget, ForgetCase
@@ -20,6 +21,7 @@ __all__ = [
     "forget_case_from_dict",
     "forget_case_to_dict",
     "forget_from_dict",
+    "left_to_keep",
     "retained",
     "target_from_dict",
 ]
@@ -37,6 +39,7 @@ class GivenTarget:
     id: str | None = None
 
 
+T = TypeVar("T")
 _ALIASES = {"edge": "group", "perturbed_answer": "perturbed_answers"}
 
 
@@ -133,13 +136,13 @@ def check_forgets(
     labels = labels or [f"question {n}" for n in range(1, len(items) + 1)]
     alive: dict[str, int] = {}
     ids: dict[str, int] = {}
-    warnings = []
+    remarks = []
     for n, item in enumerate(items):
         first = alive.get(item.question)
         if first is None:
             alive[item.question] = n
         elif items[first].answer == item.answer:
-            warnings.append(f"{labels[n]} repeats {labels[first]} and is left out: {item.question!r}")
+            remarks.append(f"{labels[n]} repeats {labels[first]} and is left out: {item.question!r}")
             continue
         elif conflicts == "error":
             raise RequestError(
@@ -147,11 +150,34 @@ def check_forgets(
                 f"({items[first].answer!r}, {item.answer!r}); remove one, or ask to keep the last"
             )
         else:
-            warnings.append(f"{labels[n]} overrules {labels[first]}: {item.question!r} -> {item.answer!r}")
+            remarks.append(f"{labels[n]} overrules {labels[first]}: {item.question!r} -> {item.answer!r}")
             alive[item.question] = n
         if item.id is not None and (same := ids.setdefault(item.id, n)) != n:
-            warnings.append(f"{labels[n]} has the id of {labels[same]}, {item.id!r}")
-    return sorted(alive.values()), warnings
+            remarks.append(f"{labels[n]} has the id of {labels[same]}, {item.id!r}")
+    return sorted(alive.values()), remarks
+
+
+def left_to_keep(keep: Sequence[T], forget: Iterable[str], question: Callable[[T], str]) -> list[T]:
+    """What is to be kept, without the questions that are to be forgotten too: nobody can have both. Warns of them.
+
+    Args:
+        keep: the questions to keep, in any form.
+        forget: the questions to forget.
+        question: the text of a question to keep.
+    """
+    gone = {_plainly(text) for text in forget}
+    left = [one for one in keep if _plainly(question(one)) not in gone]
+    if both := len(keep) - len(left):
+        warnings.warn(
+            f"{both} of {len(keep)} questions to keep are to be forgotten too, and are left out of those to keep",
+            RetconWarning,
+            stacklevel=3,
+        )
+    return left
+
+
+def _plainly(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 class _TargetRecord(Record):

@@ -40,6 +40,8 @@ class Edit:
     """Edits of one tie share one shift, where a method seeks any: query merging."""
     hidden: tuple[str, ...] = ()
     """Fields that no record of the edit tells, of `WITHHELD`; such an edit needs an id."""
+    names: tuple[str, ...] = ()
+    """What a record that hides the subject leaves out of the target beside it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt", _text(self.prompt, "the prompt").rstrip(" "))

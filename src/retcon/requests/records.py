@@ -2,13 +2,13 @@
 
 import difflib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from retcon.errors import RequestError
+from retcon.requests.holes import masked
 from retcon.requests.nouns import Case, Edit, Probe, split_prompt
 
 __all__ = [
@@ -38,11 +38,11 @@ def from_dict(record: Mapping[str, Any]) -> Edit:
 def to_dict(edit: Edit) -> dict[str, str | None]:
     """The record of an edit with the files' field names; `from_dict` takes it back, unless its prompt is hidden.
 
-    What the edit hides is null, and a hidden subject is `{}` where the target names it.
+    What the edit hides is null, and where the target names a hidden subject it has a hole (`masked`).
     """
     target = edit.target
-    if "subject" in edit.hidden and any(map(str.isalnum, edit.subject or "")):
-        target = re.sub(rf"(?<!\w){re.escape(str(edit.subject))}(?!\w)", "{}", target, flags=re.IGNORECASE)
+    if "subject" in edit.hidden:
+        target, _ = masked(target, [edit.subject or "", *edit.names])
     told = {"prompt": edit.prompt, "subject": edit.subject, "old": edit.old} | dict.fromkeys(edit.hidden)
     return {
         "id": edit.id,

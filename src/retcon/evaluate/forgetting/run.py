@@ -23,7 +23,7 @@ from retcon.forget.privacy import id_of
 from retcon.lm import LM
 from retcon.metrics.forgotten import leaks
 from retcon.patch import Patch, active
-from retcon.requests import ForgetCase
+from retcon.requests import ForgetCase, left_to_keep
 
 __all__ = ["evaluate_forgetting"]
 
@@ -59,7 +59,7 @@ def evaluate_forgetting(
         lm: the model; patches that are on already count as part of the unedited model.
         forget: the questions to forget, with how each is judged. One without paraphrases is judged by two made by rules
             (`retcon.forget.paraphrases`), and the report says so.
-        retain: questions whose answers are to stay.
+        retain: questions whose answers are to stay; those that are to be forgotten too are left out, with a warning.
         patch: put on for the second measurement; None measures the model alone, and `metrics` equals `before`.
         metrics: names of `retcon.metrics.FORGET_METRICS`, or `all`, `rouge`, `membership`; None is reliability,
             generalization, locality, retain_drift, refusal_rate, over_refusal, refusal_quality and leakage, and those
@@ -86,6 +86,7 @@ def evaluate_forgetting(
     started = time.perf_counter()
     if max_new_tokens < 1:
         raise RetconError(f"answers of {max_new_tokens} tokens say nothing; take at least 1")
+    retain = left_to_keep(retain, (case.forget.question for case in forget), lambda case: case.forget.question)
     general = {"real_authors": real_authors, "world_facts": world_facts}
     given = {"forget": forget, "retain": retain, "near": near, "holdout": holdout, **general}
     asked = planning.resolve(metrics, twin=twin is not None, holdout=bool(holdout), near=bool(near))

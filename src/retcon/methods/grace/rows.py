@@ -17,6 +17,7 @@ from retcon.patch.base import projection
 from retcon.patch.codebook import replaced
 from retcon.precision import Precision, autocast, kernels
 from retcon.requests import Edit
+from retcon.storage import salted
 
 __all__ = ["BATCH_TOKENS", "Batch", "Question", "Seen", "Site", "batch_of", "misses", "question", "read_places"]
 
@@ -30,6 +31,8 @@ class Question:
 
     prompt: list[int]
     target: list[int]
+    label: tuple[int, ...]
+    """What tells its answer from others: the answer's ids, or numbers of our own where records hide the question."""
 
     @property
     def row(self) -> list[int]:
@@ -69,7 +72,14 @@ def question(lm: LM, edit: Edit, *, end: bool) -> Question:
     text = lm.render(edit.text)
     last = lm.tokenizer.eos_token_id if end else None
     target = tokens.target_ids(lm, text, edit.target)
-    return Question(tokens.encode(lm, text), target if last is None else [*target, int(last)])
+    target = target if last is None else [*target, int(last)]
+    return Question(tokens.encode(lm, text), target, _hidden(target) if "subject" in edit.hidden else tuple(target))
+
+
+def _hidden(target: Sequence[int]) -> tuple[int, ...]:
+    """A label that tells answers apart on this machine, and nobody what they are: four numbers of 16 bits."""
+    name = salted("label", *map(str, target))
+    return tuple(int(name[start : start + 4], 16) for start in range(0, len(name), 4))
 
 
 def read_places(lm: LM, path: str, prompts: Sequence[list[int]]) -> Seen:

@@ -59,7 +59,7 @@ class Run:
         """Decide on an edit, and let it wait for its value."""
         name = self.names[number]
         with timed(self.seconds, "solve"):
-            decision = self.memory.add(self.seen.queries[number], self.asked[number].target, name)
+            decision = self.memory.add(self.seen.queries[number], self.asked[number].label, name)
         if decision.key in self._waiting or any(old in self._waiting for _, old in decision.copies):
             self.flush()
         self.values += [None] * (len(self.memory.labels) - len(self.values))

@@ -133,7 +133,7 @@ class Memory:
         return int((gaps == least).nonzero()[-1]), float(least)
 
     def add(self, query: Float[Tensor, " d_in"], label: Sequence[int], name: str) -> Decision:
-        """Take in an edit: its query, the token ids of its answer, its id."""
+        """Take in an edit: its query, the label of its answer, its id."""
         query, label = query.detach().to("cpu", torch.float32), tuple(label)
         near, distance = self.nearest(query)
         case = self._case(query, label, near, distance)
