@@ -13,7 +13,7 @@ from torch import Tensor
 from retcon import forward, tokens
 from retcon.errors import PatchError, RequestError, RetconError
 from retcon.lm import LM
-from retcon.methods import IKE, IKEConfig, in_context
+from retcon.methods import IKE, IKEConfig, grace, in_context
 from retcon.methods.demonstrations import KINDS, counts_of
 from retcon.methods.ike import without
 from retcon.patch import Chain, Context, Patch
@@ -25,6 +25,8 @@ from retcon.testing import checks_of_memories as on_memories
 from retcon.testing.contract import quick
 
 TinyLM = Callable[..., LM]
+METHODS_OF_MEMORY = {"ike": without, "grace": grace.without}
+"""How an edit is taken out, by method."""
 F64 = torch.float64
 
 
@@ -305,10 +307,39 @@ def test_it_goes_on_from_changed_weights_and_methods_that_read_states_refuse_to_
 def test_a_state_of_other_options_or_scaled_is_refused(tiny_lm: TinyLM) -> None:
     lm, edits = tiny_lm("llama"), tiny_edits(2)
     first = IKE().edit(lm, edits[:1])
-    with pytest.raises(RetconError, match="made with method ike, mode gated, strength 1; go on with the same"):
-        IKE(IKEConfig(mode="oracle")).edit(lm, edits[1:], state=first)
+    said = "made with method ike, mode gated, threshold auto, leak 0.05, strength 1; go on with the same"
+    for config in (IKEConfig(mode="oracle"), IKEConfig(threshold=0.5), IKEConfig(leak=0.1)):
+        with pytest.raises(RetconError, match=said):
+            IKE(config).edit(lm, edits[1:], state=first)
     with pytest.raises(RetconError, match="strength 0"):
         IKE().edit(lm, edits[1:], state=first.scale(0))
+
+
+@pytest.mark.parametrize("name", ["ike", "scr"])
+def test_what_was_to_be_kept_stays_kept_when_more_is_entered(tiny_lm: TinyLM, name: str) -> None:
+    """The threshold that texts to keep have raised is not lowered by a call that does not know them."""
+    lm, edits = tiny_lm("llama"), tiny_edits(2)
+    first = quick(name).edit(lm, edits[:1], retain=[edits[0].text])
+    more = quick(name).edit(lm, edits[1:], state=first)
+
+    def threshold(patch: Patch) -> float:
+        entry = entry_of(patch)
+        return entry.threshold if entry.question is None else entry.question.threshold
+
+    assert threshold(more) >= threshold(first)
+
+
+@pytest.mark.parametrize("name", ["ike", "grace"])
+def test_an_edit_that_another_took_the_place_of_leaves_with_it(tiny_lm: TinyLM, name: str) -> None:
+    lm, (edit, other) = tiny_lm("llama"), tiny_edits(2)
+    old, new = (replace(edit, target=target, id=target) for target in (edit.target, other.target))
+    first = quick(name).edit(lm, [old])
+    both = quick(name).edit(lm, [new, other], state=first)
+    taken_out = METHODS_OF_MEMORY[name]
+    assert [record["id"] for record in taken_out(both, [new.id]).edits] == [other.id]
+    assert [record["id"] for record in taken_out(both, [old.id]).edits] == [new.id, other.id]
+    with pytest.raises(PatchError, match="there is no edit 'nobody'"):
+        taken_out(both, ["nobody"])
 
 
 @pytest.mark.parametrize(

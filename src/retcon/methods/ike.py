@@ -97,7 +97,10 @@ class IKE(MemoryMethod):
             raise RetconError("there is no edit; give at least one")
         config = self.config
         _check(config)
-        making = {"method": self.name, "mode": config.mode, "encoder": config.encoder or ""}
+        making = {
+            "method": self.name, "mode": config.mode, "encoder": config.encoder or "",
+            "threshold": config.threshold, "leak": config.leak,
+        }  # fmt: skip
         old, budget = memory_of(state, making), budget_of(lm, config.budget)
         seconds = {"statistics": 0.0, "targets": 0.0, "solve": 0.0}
         with ExitStack() as stack:
@@ -115,6 +118,8 @@ class IKE(MemoryMethod):
             with timed(seconds, "statistics"):
                 cosines = held_out(lm, context, made.embed, [*ORDINARY, *retain])
                 threshold = gate(cosines, config.leak) if config.threshold == "auto" else float(config.threshold)
+                if old is not None:
+                    threshold = max(threshold, old.threshold)  # what was to be kept then stays kept
                 threshold = EVERY if config.mode == "oracle" else threshold
                 context = context.gated(threshold)
             kept = cosines[len(ORDINARY) : len(ORDINARY) + len(retain)]

@@ -113,7 +113,8 @@ def memory_of(state: Patch | None, making: Mapping[str, Any]) -> Context | None:
     last = last_part(state, ROOT)
     if not isinstance(last, Context) or last.making.get("method") != making["method"]:
         return None
-    if dict(last.making) != dict(making) or last.strength != 1:
+    other = any(last.making.get(name, value) != value for name, value in making.items())
+    if other or last.strength != 1:
         told = ", ".join(f"{key} {value}" for key, value in last.making.items() if value != "")
         raise RetconError(f"the state's context was made with {told}, strength {last.strength:g}; go on with the same")
     return last

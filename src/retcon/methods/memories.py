@@ -1,6 +1,6 @@
 """What methods with a memory share: how they behave, its place, its edits by name, going on, taking out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -71,10 +71,18 @@ def put_on(state: Patch | None, alone: Patch, path: str, entry: Entry, *, in_pla
     return replace(whole, entries={**whole.entries, path: both})
 
 
+def _names(part: Entry) -> Iterator[str]:
+    """The edits that a memory holds."""
+    for name in getattr(part, "names", ()):
+        yield from (name,) if isinstance(name, str) else name
+
+
 def without_edits(
     made: Patch, method: str, entries: Mapping[str, Entry], wanted: Sequence[str], found: set[str]
 ) -> Patch:
     """A patch whose memories have lost some edits, and whose history no longer has them either.
+
+    What the history tells of edits that others took the place of goes too.
 
     Args:
         made: the patch.
@@ -84,13 +92,16 @@ def without_edits(
         found: those that some memory had.
 
     Raises:
-        PatchError: one of them was in no memory.
+        PatchError: one of them was in no memory, and in no place of another edit.
     """
-    if missing := [name for name in wanted if name not in found]:
+    told = {name_of(record) for step in made.history if step.method == method for record in step.edits}
+    if missing := [name for name in wanted if name not in found | told]:
         raise PatchError(f"there is no edit {missing[0]!r} in patch {made.id}; `patch.edits` lists them")
+    parts = (part for entry in entries.values() for part in parts_of(entry))
+    left_over = {name for part in parts for name in _names(part)} - found
     steps = []
     for step in made.history:
-        gone = [step.method == method and name_of(record) in found for record in step.edits]
+        gone = [step.method == method and name_of(record) not in left_over for record in step.edits]
         left = tuple(record for record, out in zip(step.edits, gone, strict=True) if not out)
         if left or not any(gone):
             steps.append(replace(step, edits=left))

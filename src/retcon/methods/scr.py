@@ -103,7 +103,10 @@ class SCR(MemoryMethod):
         config = self.config
         if config.nearest < 1:
             raise RetconError(f"nearest is {config.nearest}; at least one fact must be retrieved")
-        making = {"method": self.name, "nearest": config.nearest, "near": config.near, "encoder": config.encoder or ""}
+        making = {
+            "method": self.name, "nearest": config.nearest, "near": config.near, "encoder": config.encoder or "",
+            "confirm": config.confirm,
+        }  # fmt: skip
         old, budget = memory_of(state, making), budget_of(lm, config.budget)
         seconds = {"statistics": 0.0, "targets": 0.0, "solve": 0.0}
         with ExitStack() as stack:
@@ -117,6 +120,8 @@ class SCR(MemoryMethod):
                 )  # fmt: skip
             with timed(seconds, "statistics"):
                 threshold = config.confirm if config.confirm != "auto" else _threshold(lm, made, retain)
+                if old is not None and old.question is not None:
+                    threshold = max(threshold, old.question.threshold)  # what was to be kept then stays kept
                 context = made.context.confirmed_above(float(threshold))
                 told = {}
                 if retain:

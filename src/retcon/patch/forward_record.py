@@ -288,7 +288,8 @@ def cache_length(cache: Any) -> int:
         return int(cache.get_seq_length())
     except (AttributeError, TypeError, ValueError, IndexError):
         raise PatchError(
-            f"a memory on this model cannot tell what a {type(cache).__name__} holds; run it with use_cache=False"
+            f"a memory on this model cannot tell what a {type(cache).__name__} holds; run it with use_cache=False, and "
+            "within patch.prompts, which tells where the prompts end"
         ) from None
 
 

@@ -427,6 +427,7 @@ def test_retain_prompts_that_hit_are_warned_of(tiny_lm: TinyLM) -> None:
         (replace(FEW, steps=0), "steps must be 1 or more"),
         (replace(FEW, radius=0.0), "radius above 0"),
         (replace(FEW, replacement="replace_all"), "go on with the same replacement"),
+        (replace(FEW, retest=True), "made with retest=False"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(tiny_lm: TinyLM, config: GRACEConfig, sentence: str) -> None:

@@ -120,7 +120,7 @@ class GRACE(MemoryMethod):
         Raises:
             RequestError: a target has no token.
             RetconError: there is no edit, the layer is not there, an option makes no sense, or the state's codebook
-                replaces elsewhere or was scaled.
+                replaces elsewhere, tests otherwise or was scaled.
         """
         if not edits:
             raise RetconError("there is no edit; give at least one")
@@ -144,6 +144,11 @@ class GRACE(MemoryMethod):
             raise RetconError(
                 f"the state's codebook acts by {last.mode} with strength {last.strength:g}; go on with the same "
                 "replacement, from a patch that was not scaled"
+            )
+        if last.retest != self.config.retest:
+            raise RetconError(
+                f"the state's codebook was made with retest={last.retest}, which holds for all its edits; go on with "
+                "the same"
             )
         return last
 

@@ -96,6 +96,12 @@ class WISE(MemoryMethod):
                 f"the state's memories score by {last.score} and {last.activation} with strength {last.strength:g}; "
                 "go on with the same score and activation, from a patch that was not scaled"
             )
+        for name, held in (("act_ratio", last.ratio), ("order", last.order), ("long_prompt", last.long_prompt)):
+            if getattr(self.config, name) != held:
+                raise RetconError(
+                    f"the state's memories were made with {name}={held}, which holds for all their edits; go on with "
+                    "the same"
+                )
         return last
 
 
