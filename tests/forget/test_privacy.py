@@ -59,7 +59,7 @@ def read_out(path: Path) -> bytes:
         whole = [tensor for tensor in load_file(path).values() if not tensor.is_floating_point()]
         rows = [row for tensor in whole for row in (tensor.tolist() if tensor.ndim > 1 else [tensor.tolist()])]
         words = tiny_tokenizer()
-        data += "\n".join(words.decode([int(i) for i in row if 0 <= i < len(words)]) for row in rows).encode()
+        data += "\n".join(str(words.decode([int(i) for i in row if 0 <= i < len(words)])) for row in rows).encode()
     return data.lower()
 
 

@@ -336,8 +336,8 @@ def test_an_edit_that_another_took_the_place_of_leaves_with_it(tiny_lm: TinyLM, 
     first = quick(name).edit(lm, [old])
     both = quick(name).edit(lm, [new, other], state=first)
     taken_out = METHODS_OF_MEMORY[name]
-    assert [record["id"] for record in taken_out(both, [new.id]).edits] == [other.id]
-    assert [record["id"] for record in taken_out(both, [old.id]).edits] == [new.id, other.id]
+    assert [record["id"] for record in taken_out(both, [new.target]).edits] == [other.id]
+    assert [record["id"] for record in taken_out(both, [old.target]).edits] == [new.id, other.id]
     with pytest.raises(PatchError, match="there is no edit 'nobody'"):
         taken_out(both, ["nobody"])
 

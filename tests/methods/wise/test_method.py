@@ -387,9 +387,9 @@ def test_a_state_that_scores_otherwise_or_was_scaled_is_refused(tiny_lm: TinyLM)
     for state, options in ((first, {"score": "linear"}), (first.scale(0.5), {})):
         with pytest.raises(RetconError, match="score by act and silu"):
             wise(**options).edit(lm, EDITS[1:], state=state)
-    for options in ({"act_ratio": 0.5}, {"order": "ratio"}, {"long_prompt": "max"}):
-        with pytest.raises(RetconError, match=f"made with {next(iter(options))}="):
-            wise(**options).edit(lm, EDITS[1:], state=first)
+    for name, value in (("act_ratio", 0.5), ("order", "ratio"), ("long_prompt", "max")):
+        with pytest.raises(RetconError, match=f"made with {name}="):
+            wise(**{name: value}).edit(lm, EDITS[1:], state=first)
 
 
 @pytest.mark.parametrize("options", [{"score": "linear"}, {"margin_scale": 1.0}, {"order": "ratio"}, {"layer": 0}])
