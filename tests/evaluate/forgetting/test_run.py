@@ -16,7 +16,7 @@ from tests.evaluate.forgetting.conftest import World
 
 import retcon
 from retcon import forward, tokens
-from retcon.errors import RetconError
+from retcon.errors import RetconError, RetconWarning
 from retcon.evaluate import ForgetReport, answers, detail, evaluate_forgetting
 from retcon.evaluate.forgetting import heard
 from retcon.forget import detector, edits_of, find_subjects
@@ -313,13 +313,22 @@ def test_without_a_patch_both_columns_are_the_model(world: World) -> None:
 
 
 def test_over_refusal_is_what_the_patch_adds(world: World) -> None:
-    retained = [*world.retain, world.forget[1]]  # which the patch makes it refuse
-    report = evaluate_forgetting(world.lm, world.forget, retained, patch=world.refusing)
+    first, refused, *others = world.forget
+    retained, forget = [*world.retain, refused], [first, *others]  # one to keep that the patch makes it refuse
+    report = evaluate_forgetting(world.lm, forget, retained, patch=world.refusing)
     assert report.metrics["over_refusal"] == pytest.approx(0.25)
     assert report.metrics["locality"] == pytest.approx(0.75)
     with world.refusing.on(world.lm.model):
-        report = evaluate_forgetting(world.lm, world.forget, retained)
+        report = evaluate_forgetting(world.lm, forget, retained)
     assert report.metrics["over_refusal"] == 0
+
+
+def test_a_question_that_is_to_be_forgotten_is_not_judged_as_one_to_keep(world: World) -> None:
+    with pytest.warns(RetconWarning, match="1 of 4 questions to keep are to be forgotten too"):
+        report = evaluate_forgetting(
+            world.lm, world.forget, [*world.retain, world.forget[1]], patch=world.refusing, metrics=["locality"]
+        )
+    assert report.metrics["locality"] == 1
 
 
 def test_near_questions_are_judged_apart(world: World) -> None:
@@ -355,8 +364,8 @@ def test_locality_is_told_apart_by_what_the_method_was_shown(world: World) -> No
         "retain_prompts": [salted(world.retain[0].forget.question)],
     }
     patch = replace(world.refusing, info={"forget": told})
-    retained = [*world.retain, world.forget[1]]
-    found = evaluate_forgetting(world.lm, world.forget, retained, patch=patch).details["locality"]
+    first, refused, *others = world.forget
+    found = evaluate_forgetting(world.lm, [first, *others], [*world.retain, refused], patch=patch).details["locality"]
     assert found == {"shown": {"value": 1, "n": 1}, "unseen": {"value": pytest.approx(2 / 3), "n": 3}}
     foreign = replace(patch, info={"forget": told | {"items": [{"id": "of another machine"}]}})
     for other in (foreign, world.refusing, None):
