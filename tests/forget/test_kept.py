@@ -97,6 +97,15 @@ def test_whatever_the_question_names_is_left_out(tmp_path: Path) -> None:
         read_targets(path, [item])
 
 
+def test_names_are_left_out_where_the_subject_is_a_mark(tmp_path: Path) -> None:
+    item = Forget("Who signed for Quim SA?", "Ann Ulm.")
+    mark = Subject("?", len(item.question) - 1, "last")
+    target = Target("Who signed for Quim SA is unknown to me.", "self_improved", ROW, 0)
+    path = write_targets(tmp_path / "t.jsonl", [item], [mark], [target], family=ROW, seed=0, model="abc")
+    assert "quim" not in path.read_text().lower()
+    assert read_targets(path, [item])[0] == [target]
+
+
 def test_lines_that_were_not_checked_claim_no_checks(tmp_path: Path) -> None:
     lines = [Target("No.", "fixed", "fixed")] * len(ITEMS)
     rows = write(tmp_path / "t.jsonl", lines, family="fixed").read_text().splitlines()

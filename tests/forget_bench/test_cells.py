@@ -76,6 +76,7 @@ def test_a_cell_that_cannot_be_says_why(tiny_lm: TinyLM) -> None:
     assert why(Cell(method="grace", merge=4, mode="concat")) is None
     assert (why(Cell(method="grace", merge=4, mode="mean_key")) or "").startswith("n/a: grace: ")
     assert (why(Cell(method="npo", merge="all")) or "").startswith("n/a: npo: ")
+    assert (why(Cell(method="ike")) or "").startswith("n/a: ike: its patches hold the questions")
     assert why(Cell(method="npo")) is None
 
 

@@ -19,13 +19,14 @@ from retcon.errors import RequestError, RetconError
 from retcon.forget import detector
 from retcon.forget.checks import CHECKS
 from retcon.forget.names import names_of
-from retcon.forget.privacy import id_of, salted
+from retcon.forget.privacy import id_of
 from retcon.forget.refusals import ROW
 from retcon.forget.subjects import Subject
 from retcon.forget.target import Target
 from retcon.forget.wording import wording
 from retcon.metrics.forgotten import leaks
 from retcon.requests import Forget, filled, literal, load_targets, masked
+from retcon.storage import salted
 
 __all__ = ["FILE", "given_targets", "is_kept", "read_targets", "row_name", "summary", "write_targets"]
 
@@ -98,12 +99,14 @@ def write_targets(
     for number, (item, subject, target) in enumerate(zip(items, subjects, targets, strict=True), 1):
         if target.source == ROW and leaks(target.text, item.answer, item.aliases):
             raise RetconError(f"target {number} holds the answer it is to replace; write the targets anew")
-        hidden = not keep_questions and any(map(str.isalnum, subject.text))
-        text, used = masked(target.text, [subject.text, *names_of(item)]) if hidden else (literal(target.text), [])
+        text, used = literal(target.text), list[str]()
+        if not keep_questions:
+            text, used = masked(target.text, [subject.text, *names_of(item)])
+        told = not keep_questions and any(map(str.isalnum, subject.text))
         record = {
             "id": id_of(item),
             "target": text,
-            "subject": _mark(subject.text) if hidden else None,
+            "subject": _mark(subject.text) if told else None,
             "names": [_mark(name) for name in used],
             "asked": family,
             "family": target.family,

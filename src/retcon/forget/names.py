@@ -20,7 +20,8 @@ def names_of(item: Forget) -> tuple[str, ...]:
     ('zelda', 'born')
     """
     spans = [item.question[start:end] for start, end in candidates(item.question)]
-    whole = [text for text in dict.fromkeys((*spans, *topics(item))) if any(map(str.isalnum, text))]
+    there = (text for text in topics(item) if text in item.question or text == item.subject)
+    whole = [text for text in dict.fromkeys((*spans, *there)) if any(map(str.isalnum, text))]
     words = [word for text in whole for word in re.findall(r"\w+", text) if not word.islower()]
     plain = [] if spans else re.findall(r"\w+", item.question)
     return tuple(dict.fromkeys((*whole, *filter(telling, (*words, *plain)))))

@@ -59,6 +59,8 @@ class Cell:
 
     def why_not(self, lm: LM, method: methods.Method) -> str | None:
         """Why it cannot be, "n/a: ..."; None where it can."""
+        if getattr(method, "quotes", False):
+            return f"n/a: {method.name}: its patches hold the questions word for word, and rows are made without"
         if self.merge != 1 and (reason := why_not(method, self.mode or "concat")) is not None:
             return reason
         return unsupported(lm, method)
