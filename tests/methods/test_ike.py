@@ -13,7 +13,7 @@ from torch import Tensor
 from retcon import forward, tokens
 from retcon.errors import PatchError, RequestError, RetconError
 from retcon.lm import LM
-from retcon.methods import IKE, IKEConfig, grace, in_context
+from retcon.methods import IKE, IKEConfig, in_context
 from retcon.methods.demonstrations import KINDS, counts_of
 from retcon.methods.ike import without
 from retcon.patch import Chain, Context, Patch
@@ -25,8 +25,6 @@ from retcon.testing import checks_of_memories as on_memories
 from retcon.testing.contract import quick
 
 TinyLM = Callable[..., LM]
-METHODS_OF_MEMORY = {"ike": without, "grace": grace.without}
-"""How an edit is taken out, by method."""
 F64 = torch.float64
 
 
@@ -313,33 +311,6 @@ def test_a_state_of_other_options_or_scaled_is_refused(tiny_lm: TinyLM) -> None:
             IKE(config).edit(lm, edits[1:], state=first)
     with pytest.raises(RetconError, match="strength 0"):
         IKE().edit(lm, edits[1:], state=first.scale(0))
-
-
-@pytest.mark.parametrize("name", ["ike", "scr"])
-def test_what_was_to_be_kept_stays_kept_when_more_is_entered(tiny_lm: TinyLM, name: str) -> None:
-    """The threshold that texts to keep have raised is not lowered by a call that does not know them."""
-    lm, edits = tiny_lm("llama"), tiny_edits(2)
-    first = quick(name).edit(lm, edits[:1], retain=[edits[0].text])
-    more = quick(name).edit(lm, edits[1:], state=first)
-
-    def threshold(patch: Patch) -> float:
-        entry = entry_of(patch)
-        return entry.threshold if entry.question is None else entry.question.threshold
-
-    assert threshold(more) >= threshold(first)
-
-
-@pytest.mark.parametrize("name", ["ike", "grace"])
-def test_an_edit_that_another_took_the_place_of_leaves_with_it(tiny_lm: TinyLM, name: str) -> None:
-    lm, (edit, other) = tiny_lm("llama"), tiny_edits(2)
-    old, new = (replace(edit, target=target, id=target) for target in (edit.target, other.target))
-    first = quick(name).edit(lm, [old])
-    both = quick(name).edit(lm, [new, other], state=first)
-    taken_out = METHODS_OF_MEMORY[name]
-    assert [record["id"] for record in taken_out(both, [new.target]).edits] == [other.id]
-    assert [record["id"] for record in taken_out(both, [old.target]).edits] == [new.id, other.id]
-    with pytest.raises(PatchError, match="there is no edit 'nobody'"):
-        taken_out(both, ["nobody"])
 
 
 @pytest.mark.parametrize(
