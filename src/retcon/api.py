@@ -132,7 +132,7 @@ def forget(
     cases = [_case(item) for item in items]
     kept, _ = check_forgets([case.forget for case in cases])
     fields = methods.METHODS[method].Config.__dataclass_fields__ if method in methods.METHODS else ()
-    texts = tuple(left_to_keep(_keeping(retain), (case.forget.question for case in cases), question_of))
+    texts = tuple(left_to_keep(_keeping(retain), cases, question_of))
     given_seed = {"seed": seed} if "seed" in fields else {}
     rule = methods.method(method, **given_seed | dict(usual(method, retain=len(texts))) | config)
     lm = asking(LM.wrap(model, tokenizer), chat)

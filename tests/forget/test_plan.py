@@ -13,11 +13,12 @@ from retcon.errors import RequestError, RetconError
 from retcon.forget import Plan, Recipe, Target, planned, targets
 from retcon.forget.kept import read_targets
 from retcon.forget.plan import ACCESS_CONTROL, SUPPRESSION, TRAINED, Kept, keep_targets, kept_by
-from retcon.forget.privacy import id_of, salted
+from retcon.forget.privacy import id_of
 from retcon.lm import LM
 from retcon.methods import method
 from retcon.metrics.forgotten import leaks
 from retcon.requests import Forget, ForgetCase
+from retcon.storage import salted
 
 Tiny = Callable[..., LM]
 

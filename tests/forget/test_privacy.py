@@ -13,10 +13,10 @@ import retcon
 from retcon import forward, tokens
 from retcon.errors import RetconError
 from retcon.forget import Target, merging, targets
-from retcon.forget.privacy import salted
 from retcon.lm import LM
 from retcon.methods import grace, wise
 from retcon.patch import Patch
+from retcon.storage import salted
 from retcon.testing import tiny_model, tiny_tokenizer
 
 ITEMS: list[dict[str, Any]] = [

@@ -1,7 +1,7 @@
 """The side of `retcon eval` that judges forgetting: --forget FILE and its options."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -91,12 +91,14 @@ def run(show: Screen, options: ForgetOptions, common: Common, model: ModelOption
         raise RetconError("--force-reference takes a reference by force; give --reference, or leave it out")
     from retcon.evaluate import evaluate_forgetting, reference_record
     from retcon.report import forgetting as reports
+    from retcon.requests import left_to_keep
 
     sets, files = _loaded(show, options, common)
+    sets["retain"] = left_to_keep(sets["retain"], sets["forget"])
     change = load_patch(common.patch)
     twin = _twin(options.reference, model)
     if options.train_reference is not None:
-        twin = _trained(options.train_reference, sets, model, chat, common.cache)
+        twin = _trained(options.train_reference, sets["retain"], model, chat, common.cache)
     lm = model.load()
     report = evaluate_forgetting(
         lm,
@@ -130,8 +132,8 @@ def _loaded(
     show: Screen, options: ForgetOptions, common: Common
 ) -> tuple[dict[str, "list[ForgetCase]"], dict[str, dict[str, Any]]]:
     """The questions of each file, and which files those are; of the one to forget only a salted hash is told."""
-    from retcon.forget.privacy import salted
     from retcon.requests import load_forget, load_retain
+    from retcon.storage import salted
 
     sets: dict[str, list[ForgetCase]] = {}
     files: dict[str, dict[str, Any]] = {}
@@ -165,9 +167,7 @@ def _twin(path: Path | None, model: ModelOptions) -> "Reference | Patch | LM | N
     return load_patch(path)
 
 
-def _trained(
-    base: str, sets: "Mapping[str, Sequence[ForgetCase]]", model: ModelOptions, chat: bool | None, cache: bool
-) -> "LM":
+def _trained(base: str, retain: "Sequence[ForgetCase]", model: ModelOptions, chat: bool | None, cache: bool) -> "LM":
     """A model that was taught the questions to keep alone.
 
     Raises:
@@ -175,10 +175,7 @@ def _trained(
     """
     from retcon.forget.asking import asking
     from retcon.forget_bench import Teaching, teach
-    from retcon.requests import left_to_keep
 
-    gone = (case.forget.question for case in sets["forget"])
-    kept = left_to_keep(sets["retain"], gone, lambda case: case.forget.question)
     lm = asking(dataclasses.replace(model, model=base, revision=None, chat=False).load(), chat)
-    teach(lm, kept, Teaching(), cache=cache).merge(lm.model)
+    teach(lm, retain, Teaching(), cache=cache).merge(lm.model)
     return lm

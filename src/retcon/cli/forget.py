@@ -103,7 +103,7 @@ def run(
         loaded = load_forget(forget, limit=limit, skip_bad=skip_bad, conflicts=conflicts)
         items = [case.forget for case in loaded.items]
         kept = [] if retain is None else load_retain(retain, skip_bad=skip_bad).items
-        kept = left_to_keep(kept, (item.question for item in items), lambda case: case.forget.question)
+        kept = left_to_keep(kept, loaded.items)
         making = begin(
             show, name, settings, out=out, base_patch=base_patch, sequential=sequential, seed=seed, cache=cache,
             force=force, usual=usual(name, retain=len(kept)),

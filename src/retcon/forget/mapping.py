@@ -11,12 +11,13 @@ from torch import Tensor
 from retcon import tokens
 from retcon.errors import RequestError, RetconWarning
 from retcon.forget.names import names_of
-from retcon.forget.privacy import HIDDEN, HIDDEN_ANSWERS, id_of, salted
+from retcon.forget.privacy import HIDDEN, HIDDEN_ANSWERS, id_of
 from retcon.forget.subjects import Subject, last_of
 from retcon.forget.target import Target
 from retcon.lm import LM
 from retcon.methods.locate_and_edit import LocateAndEdit
 from retcon.requests import Edit, Forget, literal
+from retcon.storage import salted
 from retcon.sweep import Sweep
 
 __all__ = ["edits_of", "keys_of", "likeness", "placed"]

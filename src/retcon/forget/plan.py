@@ -10,7 +10,7 @@ from retcon.errors import RetconError
 from retcon.forget.kept import FILE, row_name, write_targets
 from retcon.forget.mapping import edits_of, keys_of, likeness, placed
 from retcon.forget.merging import MODES, Mode, Way, cut_long, grouped, shared_target, why_not
-from retcon.forget.privacy import id_of, salted
+from retcon.forget.privacy import id_of
 from retcon.forget.subjects import SOURCES, Subject, find_subjects
 from retcon.forget.target import Target
 from retcon.forget.targets import ACCEPTED, FIXED, targets_of
@@ -18,6 +18,7 @@ from retcon.forget.usual import TARGET
 from retcon.lm import LM
 from retcon.patch import Patch
 from retcon.requests import Edit, ForgetCase
+from retcon.storage import salted
 
 __all__ = [
     "ACCESS_CONTROL",
@@ -35,12 +36,6 @@ __all__ = [
 
 Kept = str | tuple[str, str]
 """What is to stay: a question, or one with its answer."""
-
-
-def question_of(one: Kept) -> str:
-    """The question of what is to stay."""
-    return one if isinstance(one, str) else one[0]
-
 
 SUPPRESSION = (
     "Suppression: the model has been taught to refuse, and nothing here shows that the answers have left its weights."
@@ -157,6 +152,11 @@ def planned(
     facts["end_token"] = end and bool(lm.tokenizer.eos_token)
     facts["mean_cosine_of_keys"] = None if keys is None else likeness(keys)
     return replace(whole, told=facts)
+
+
+def question_of(one: Kept) -> str:
+    """The question of what is to stay."""
+    return one if isinstance(one, str) else one[0]
 
 
 def kept_by(method: Any, retain: Sequence[Kept]) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ guesses on it, while the same run on the same machine gives the same ids and can
 from retcon.requests import Forget
 from retcon.storage import salted
 
-__all__ = ["HIDDEN", "HIDDEN_ANSWERS", "id_of", "salted", "secret"]
+__all__ = ["HIDDEN", "HIDDEN_ANSWERS", "id_of", "secret"]
 
 HIDDEN = ("prompt", "subject", "old")
 """Fields of an edit that its records leave out."""

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, TypeVar, get_args
 
 from pydantic import ConfigDict, Field
@@ -157,15 +158,17 @@ def check_forgets(
     return sorted(alive.values()), remarks
 
 
-def left_to_keep(keep: Sequence[T], forget: Iterable[str], question: Callable[[T], str]) -> list[T]:
+def left_to_keep(
+    keep: Sequence[T], forget: Iterable[ForgetCase], question: Callable[[T], str] = attrgetter("forget.question")
+) -> list[T]:
     """What is to be kept, without the questions that are to be forgotten too: nobody can have both. Warns of them.
 
     Args:
-        keep: the questions to keep, in any form.
+        keep: the questions to keep, as cases or in another form.
         forget: the questions to forget.
-        question: the text of a question to keep.
+        question: the text of one to keep, in a form of its own.
     """
-    gone = {_plainly(text) for text in forget}
+    gone = {_plainly(case.forget.question) for case in forget}
     left = [one for one in keep if _plainly(question(one)) not in gone]
     if both := len(keep) - len(left):
         warnings.warn(

@@ -21,7 +21,7 @@ from retcon.evaluate import ForgetReport, answers, detail, evaluate_forgetting
 from retcon.evaluate.forgetting import heard
 from retcon.forget import detector, edits_of, find_subjects
 from retcon.forget.plan import ACCESS_CONTROL
-from retcon.forget.privacy import id_of, salted
+from retcon.forget.privacy import id_of
 from retcon.forget.target import Target
 from retcon.lm import LM
 from retcon.metrics import FORGET_METRICS
@@ -29,6 +29,7 @@ from retcon.metrics.forgotten import locality, reliability
 from retcon.metrics.rouge import rougel_recall
 from retcon.patch import Patch
 from retcon.requests import Forget, ForgetCase
+from retcon.storage import salted
 from retcon.testing import tiny_model, tiny_tokenizer
 
 DEFAULT = [

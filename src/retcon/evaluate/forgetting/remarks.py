@@ -9,14 +9,14 @@ from retcon.evaluate.forgetting.plan import KEPT, MEMBERSHIP, NEAR, TWIN, UTILIT
 from retcon.evaluate.forgetting.reference import Reference
 from retcon.forget import paraphrases
 from retcon.forget.plan import ACCESS_CONTROL
-from retcon.forget.privacy import id_of, salted
+from retcon.forget.privacy import id_of
 from retcon.lm import LM
 from retcon.metrics.summary import mean
 from retcon.metrics.texts import normal
 from retcon.metrics.twin import ForgetQuality
 from retcon.patch import Patch
 from retcon.requests import ForgetCase
-from retcon.storage import digest
+from retcon.storage import digest, salted
 
 __all__ = ["by_shown", "data", "detail", "doubts", "reasons"]
 

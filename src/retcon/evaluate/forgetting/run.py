@@ -86,7 +86,7 @@ def evaluate_forgetting(
     started = time.perf_counter()
     if max_new_tokens < 1:
         raise RetconError(f"answers of {max_new_tokens} tokens say nothing; take at least 1")
-    retain = left_to_keep(retain, (case.forget.question for case in forget), lambda case: case.forget.question)
+    retain = left_to_keep(retain, forget)
     general = {"real_authors": real_authors, "world_facts": world_facts}
     given = {"forget": forget, "retain": retain, "near": near, "holdout": holdout, **general}
     asked = planning.resolve(metrics, twin=twin is not None, holdout=bool(holdout), near=bool(near))

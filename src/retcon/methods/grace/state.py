@@ -76,7 +76,7 @@ class _Rows:
 class Memory:
     """Keys and edits, as they grow.
 
-    Equal labels are equal token ids. An edit is answered by the key it is the nearest to; whenever keys come or balls
+    Equal labels are equal answers. An edit is answered by the key it is the nearest to; whenever keys come or balls
     shrink, every edit that now another answer's key would answer, or none, gets a key of its own with a copy of the
     value it had.
     """
