@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from benchmarks import common, quality
+from benchmarks import common, matrix, quality
 from retcon.evaluate import evaluate
 from retcon.evaluate.prefixes import PASSAGES
 from retcon.lm import LM
@@ -15,6 +15,7 @@ COMPARED = ("memit", "eamet")
 LENGTHS = (0, 5, 50, 100, 200)
 """Tokens of running text before the prompt."""
 JUDGED = 100
+THOUSAND = 1000
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "block8": {"block": 8},
@@ -30,6 +31,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "two_rounds": {"rounds": 2},
 }
 """Options of each row of the ablation."""
+CAUSES: dict[str, tuple[str, dict[str, Any]]] = {
+    "memit_one_round": ("memit", {"rounds": 1}),
+    "eamet_one_round": ("eamet", {"rounds": 1}),
+    "eamet_two_rounds": ("eamet", {"rounds": 2}),
+    "eamet_two_rounds_block128": ("eamet", {"rounds": 2, "block": 128}),
+    "memit_two_rounds": ("memit", {"rounds": 2}),
+}
+"""What sets the two apart besides the alignment: how often targets are sought and written; at a thousand facts."""
 
 
 def prefixes(name: str, n: int) -> None:
@@ -68,13 +77,21 @@ def several(name: str) -> None:
     common.keep(f"eamet/several_{name}", figures, lm)
 
 
+def cause(row: str) -> None:
+    """A thousand facts in one batch, by one of `CAUSES`."""
+    name, options = CAUSES[row]
+    quality.variant(f"eamet/cause_{row}", name, options, facts=THOUSAND, first=0, sample=matrix.JUDGED)
+
+
 def cells() -> dict[str, Callable[[], None]]:
     """All cells by the name of their result."""
     found: dict[str, Callable[[], None]] = {}
     for name in COMPARED:
         found[f"eamet/several_{name}"] = partial(several, name)
-        for n in (100, 1000):
+        for n in (100, THOUSAND):
             found[f"eamet/prefixes_{n}_{name}"] = partial(prefixes, name, n)
+    for row in CAUSES:
+        found[f"eamet/cause_{row}"] = partial(cause, row)
     for name, options in OPTIONS.items():
         found[f"eamet/option_{name}"] = partial(quality.variant, f"eamet/option_{name}", "eamet", options)
     return found

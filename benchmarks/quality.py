@@ -53,17 +53,25 @@ def memit(n: int, sample: int | None = None) -> None:
     common.keep(f"quality_memit_{n}", figures, lm)
 
 
-def variant(result: str, name: str, options: dict[str, Any]) -> None:
-    """One row of an ablation: a method with other options than its own, on facts that no other figure is taken on."""
+def variant(
+    result: str,
+    name: str,
+    options: dict[str, Any],
+    *,
+    facts: int = VARIED,
+    first: int = TUNING,
+    sample: int | None = None,
+) -> None:
+    """One row of an ablation: a method with other options, unless said on facts that no other figure is taken on."""
     lm, method = LM.load(common.MODEL), common.configured(name, **options)
-    cases = common.cases(VARIED, TUNING)
+    cases = common.cases(facts, first)
     patch = method.edit(lm, [case.edit for case in cases], stores=[common.store()])
-    report = evaluate(lm, cases, patch=patch, metrics=METRICS, text=common.TEXT)
+    report = evaluate(lm, cases, patch=patch, metrics=METRICS, text=common.TEXT, sample=sample)
     figures = {
         "method": name,
         "options": options,
         "n": len(cases),
-        "first_fact": TUNING,
+        "first_fact": first,
         **common.reached(report),
         "notes": common.notes(patch),
         "seconds": patch.info["seconds"],

@@ -181,6 +181,7 @@ def _ece() -> list[str]:
 def _eamet() -> list[str]:
     """EAMET's options, long prefixes, several facts of a subject."""
     lines = _variants("EAMET: its options, 100 facts", "eamet", "option_")
+    lines += _variants("EAMET and MEMIT by rounds, 1,000 facts", "eamet", "cause_")
     rows, several = [], []
     for name, found in _folder("eamet"):
         if name.startswith("prefixes_"):
@@ -216,8 +217,8 @@ def _variants(title: str, folder: str, prefix: str) -> list[str]:
     rows = []
     for name, found in _folder(folder):
         if name.startswith(prefix):
-            rows.append([_options(found), *_reached(found), f"`{folder}/{name}.json`"])
-    return _table(title, ["options", *QUALITY, CHANGE, "file"], rows)
+            rows.append([found["method"], _options(found), *_reached(found), f"`{folder}/{name}.json`"])
+    return _table(title, ["method", "options", *QUALITY, CHANGE, "file"], rows)
 
 
 def _sizes() -> list[str]:

@@ -28,6 +28,7 @@ GRIDS: dict[str, Sequence[Options]] = {
         {"end_token": True},
         {"radius": 14.0},
         {"radius": 19.0},
+        {"retest": True},
     ),
     "wise": (
         {},

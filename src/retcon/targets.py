@@ -137,8 +137,8 @@ def find_in_order(
     config: SearchConfig,
     templates: Sequence[str],
     stores: Sequence[Store],
-    search: Callable[[range, Callable[[float], None]], Found],
-    settled: Callable[[range, Found], None],
+    search: Callable[[Sequence[int], Callable[[float], None]], Found],
+    settled: Callable[[Sequence[int], Found], None],
     *,
     block: int,
     options: Sequence[object] = (),
@@ -147,7 +147,7 @@ def find_in_order(
     """Targets that depend on those of the facts before them, block by block, and how many were found in a store.
 
     A block is kept under a hash of what `find` takes and of all blocks before it, since they decide its targets too;
-    it is kept, and found again, as a whole.
+    it is kept, and found again, as a whole. Facts of one tie are in one block, however many they are.
 
     Args:
         lm: the model, with any patch already on.
@@ -158,7 +158,7 @@ def find_in_order(
         search: seeks the targets of some facts together; it is given their numbers, and whom to tell of each that is
             finished.
         settled: told the targets of a block, searched or kept, before the next one is sought.
-        block: facts searched together.
+        block: facts searched together, at most.
         options: whatever else decides a target, in JSON types.
         written: changes that are on the model and not yet part of a patch.
 
@@ -168,11 +168,14 @@ def find_in_order(
     if block < 1:
         raise ValueError(f"a block of {block} facts cannot be searched; take 1 or more")
     state = storage.digest(_state(lm, config, templates, written), "in order", list(options))
-    spans = [range(start, min(start + block, len(edits))) for start in range(0, len(edits), block)]
-    keys: list[str] = []
-    for span in spans:
-        state = storage.digest(state, [_asked(lm, edits[i]) for i in span])
-        keys += [storage.digest(state, i - span.start) for i in span]
+    spans, keys = list[list[int]](), [""] * len(edits)
+    for units in _batches(tied(edits), block):
+        spans.append([i for unit in units for i in unit])
+        state = storage.digest(state, [_asked(lm, edits[i]) for i in spans[-1]])
+        if len(units) < len(spans[-1]):
+            state = storage.digest(state, "tied", [len(unit) for unit in units])
+        for place, i in enumerate(spans[-1]):
+            keys[i] = storage.digest(state, place)
     kept = _looked_up(stores, keys)
     cached = 0
     with progress.task("targets", len(edits)) as advance:

@@ -66,6 +66,20 @@ def test_it_is_what_the_equations_say(terms: Terms, start: int) -> None:
     assert found.tolist() == pytest.approx(wanted, rel=1e-9, abs=1e-12)
 
 
+def test_facts_of_one_tie_do_not_align_to_each_other() -> None:
+    """Only to those before them of other ties; so the first tie is free, as the first fact is."""
+    keys, shifts = drawn(N, D_KEY), drawn(N, D, seed=1)
+    units = torch.tensor([0, 0, 1, 2, 2, 2, *range(3, N - 3)])
+    penalty = Alignment(keys, D, Terms(), units=units)
+    penalty.begin(range(N))
+    found = penalty(step(list(range(N)), shifts))
+    assert found[:2].tolist() == [0, 0]
+    others = [0, 1, 2]  # what facts 3 to 5 look at
+    for member in (3, 4, 5):
+        seen = [*others, member]
+        assert float(found[member]) == pytest.approx(plainly(3, keys[seen], shifts[seen], Terms()), rel=1e-9)
+
+
 def test_the_first_fact_is_free() -> None:
     penalty = Alignment(drawn(N, D_KEY), D, Terms())
     for block in (range(1), range(4)):

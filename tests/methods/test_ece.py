@@ -145,6 +145,24 @@ class Given(MEMIT):
         return self.found, 0
 
 
+def test_facts_of_one_tie_are_in_one_cluster_where_most_of_them_were(tiny_lm: Tiny) -> None:
+    lm, edits = tiny_lm("llama"), tiny_edits(8)
+    apart = ece(n_clusters=3, rounds=1).edit(lm, edits).info["labels"]
+    lone = next(i for i in range(8) if apart[i] != apart[0])
+    pair = next([i, j] for i in range(8) for j in range(i) if apart[i] == apart[j] != apart[lone])
+    tied = [replace(edit, tie="t" if i in (lone, *pair) else None) for i, edit in enumerate(edits)]
+    made = ece(n_clusters=3, rounds=1).edit(lm, tied)
+    labels = made.info["labels"]
+    assert labels[lone] == labels[pair[0]] == labels[pair[1]]
+    same_as_before = [i for i in range(8) if i != lone]
+    for i in same_as_before:
+        for j in same_as_before:
+            assert (labels[i] == labels[j]) == (apart[i] == apart[j])
+    assert set(labels) == set(range(len(made.info["clusters"])))
+    lengths = [made.info["facts"][i]["delta_norm"] for i in (lone, *pair)]
+    assert max(lengths) - min(lengths) < 2e-4
+
+
 def test_clusters_are_written_one_after_the_other_to_targets_of_the_unedited_model() -> None:
     """One call is a fold of MEMIT over its clusters, each on top of the last, with targets that were found at first."""
     lm, edits = wide(), tiny_edits(6)

@@ -46,8 +46,6 @@ _WHY_NOT = {
     "grace": "edits of one answer share a value there already, and there is no shift to share",
     "wise": "it trains its memory on each edit and has no shift to share",
     "ultraedit": "it seeks no target that edits could share",
-    "eamet": "it aligns each target with those before it, so that none is shared",
-    "ece": "it seeks targets cluster by cluster, and a group may lie across clusters",
 }
 
 

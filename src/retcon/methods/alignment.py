@@ -5,6 +5,7 @@ too, the least-squares solve must blur them. So the search of fact i is pulled s
 those before it follow the cosines of its key with theirs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,6 +64,8 @@ class Alignment:
         penalty_i = align_kl * sum_j P_k[j] log((P_k[j] + eps) / (P_r[j] + eps))
                   + align_mse * sum_{j in top} w_j (s_k[j] - s_r[j])^2,    w = softmax(s_k[top] / tau),   eps = 1e-8
 
+    Facts of one tie, which share a shift, do not align to each other: j runs over those before i of other ties.
+
     r_j is the shift of fact j: the final one where j is in an earlier block, its present one, without a gradient, where
     i and j are searched together. So no fact ever feels a later one, and the first has no penalty. Similarities are
     computed for the members of one block only: nothing N x N is kept.
@@ -70,7 +73,15 @@ class Alignment:
     It is called by the search, block after block: `begin`, then once an evaluation, then `keep`.
     """
 
-    def __init__(self, keys: Float[Tensor, "N d_k"], width: int, terms: Terms, *, live: bool = True) -> None:
+    def __init__(
+        self,
+        keys: Float[Tensor, "N d_k"],
+        width: int,
+        terms: Terms,
+        *,
+        live: bool = True,
+        units: Int[Tensor, " N"] | None = None,
+    ) -> None:
         """Make room for N shifts of `width` dimensions.
 
         Args:
@@ -78,25 +89,28 @@ class Alignment:
             width: of a shift.
             terms: options.
             live: whether members of a block also see each other; else only what has been kept.
+            units: the number of each fact's tie; by default each has its own.
         """
         self.terms, self.live = terms, live
+        self.units = torch.arange(len(keys), device=keys.device) if units is None else units.to(keys.device)
         self.keys = unit(keys)
         self.bank = keys.new_zeros(len(keys), width)
         self._block: _Block | None = None
 
-    def begin(self, facts: range) -> None:
-        """Look up what the keys say of the facts of a block, which are searched together."""
-        near = self.keys[facts.start : facts.stop] @ self.keys[: facts.stop].T
-        numbers = torch.arange(facts.stop, device=near.device)
-        before = numbers < numbers[facts.start :, None]
+    def begin(self, facts: Sequence[int]) -> None:
+        """Look up what the keys say of the facts of a block, which are searched together and follow one another."""
+        start, stop = facts[0], facts[-1] + 1
+        near = self.keys[start:stop] @ self.keys[:stop].T
+        numbers = torch.arange(stop, device=near.device)
+        before = (numbers < numbers[start:, None]) & (self.units[:stop] != self.units[start:stop, None])
         logits = _masked(near / self.terms.temperature, before)
-        best, top = logits.topk(min(self.terms.top, facts.stop), dim=1)
+        best, top = logits.topk(min(self.terms.top, stop), dim=1)
         weight = best.softmax(1) * before.gather(1, top)
-        self._block = _Block(facts.start, before, near, logits.softmax(1), top, weight)
+        self._block = _Block(start, before, near, logits.softmax(1), top, weight)
 
-    def keep(self, facts: range, shifts: Float[Tensor, "members d"]) -> None:
+    def keep(self, facts: Sequence[int], shifts: Float[Tensor, "members d"]) -> None:
         """Take up the final shifts of a block."""
-        self.bank[facts.start : facts.stop] = unit(shifts.to(self.bank))
+        self.bank[list(facts)] = unit(shifts.to(self.bank))
         self._block = None
 
     def __call__(self, step: Step) -> Float[Tensor, " n"]:

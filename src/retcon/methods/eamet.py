@@ -17,7 +17,7 @@ from retcon.methods.family import LocateAndEditConfig, Problem
 from retcon.methods.locate_and_edit import LocateAndEdit
 from retcon.methods.memit import MEMIT
 from retcon.patch import LowRank, Patch
-from retcon.requests import Edit
+from retcon.requests import Edit, tied
 from retcon.sweep import Sweep
 from retcon.targets import Store
 from retcon.values import Found, FromBase, SearchConfig
@@ -110,8 +110,6 @@ class EAMET(LocateAndEdit):
     Config: Any = EAMETConfig
     name = "eamet"
     order_matters = True
-    shares: bool = False
-    """A shift is aligned to the facts before its own, one after the other."""
     folds: bool = False
     """Targets depend on those of earlier facts, and all are written together."""
 
@@ -166,18 +164,21 @@ class EAMET(LocateAndEdit):
         if len(written) >= len(self.layers(lm)):
             return targets.find(lm, edits, search, texts, stores, written=written)
         wide = torch.promote_types(lm.dtype, torch.float32)
-        with Sweep(lm, edits, texts, [search.layer], bare_weight=self.bare_weight) as sweep:
+        order = [i for unit in tied(edits) for i in unit]
+        lined_up = [edits[i] for i in order]
+        with Sweep(lm, lined_up, texts, [search.layer], bare_weight=self.bare_weight) as sweep:
             keys = sweep.read(search.layer, search.layer).keys.to(wide)
-        work = _Blocks(self.config, lm, edits, search, texts, stores, written, keys, self.bare_weight)
+        work = _Blocks(self.config, lm, lined_up, search, texts, stores, written, keys, self.bare_weight)
         found, cached = work.two_passes() if self.config.mode == "two_pass" else work.in_order()
         apart = misalignment(keys, found.delta, temperature=self.config.temperature)
-        self._call.misalignment = apart.tolist()
-        return found, cached
+        place = sorted(range(len(order)), key=order.__getitem__)
+        self._call.misalignment = apart[place].tolist()
+        return found.only(place), cached
 
 
 @dataclass(slots=True)
 class _Blocks:
-    """The search of all facts at one layer."""
+    """The search of all facts at one layer; those of one tie follow one another."""
 
     config: EAMETConfig
     lm: LM
@@ -203,15 +204,16 @@ class _Blocks:
 
     def _penalty(self, *, live: bool) -> Alignment:
         chosen = {item.name: getattr(self.config, item.name) for item in fields(Terms)}
-        return Alignment(self.keys, self.lm.arch.d_model, Terms(**chosen), live=live)
+        units = torch.tensor([number for number, unit in enumerate(tied(self.edits)) for _ in unit])
+        return Alignment(self.keys, self.lm.arch.d_model, Terms(**chosen), live=live, units=units)
 
     def _run(
-        self, kind: str, penalty: Alignment | None, block: int, settled: Callable[[range, Found], None]
+        self, kind: str, penalty: Alignment | None, block: int, settled: Callable[[Sequence[int], Found], None]
     ) -> tuple[Found, int]:
         config = self.config
-        lengths = self.keys.norm(dim=1)
 
-        def seek(span: range, advance: Callable[[float], None]) -> Found:
+        def seek(span: Sequence[int], advance: Callable[[float], None]) -> Found:
+            lengths = self.keys[span[0] : span[-1] + 1].norm(dim=1)
             if penalty is not None:
                 penalty.begin(span)
             return values.search(
@@ -220,8 +222,8 @@ class _Blocks:
                 self.search,
                 self.texts,
                 penalty=penalty,
-                start=_start(config, lengths[span.start : span.stop]),
-                radius=_radius(config, lengths[span.start : span.stop]),
+                start=_start(config, lengths),
+                radius=_radius(config, lengths),
                 numbers=span,
                 advance=advance,
             )

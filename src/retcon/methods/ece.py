@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,8 +44,6 @@ class ECE(MEMIT):
 
     Config: Any = ECEConfig
     name = "ece"
-    shares: bool = False
-    """Clusters are searched apart, and a tie may lie across them."""
 
     def layers(self, lm: LM) -> tuple[int, ...]:
         """The fixed window."""
@@ -212,13 +210,8 @@ def _sought(
         cached += kept
     for piece in pieces:
         found, place = whole[piece.layers[-1]]
-        result.append(_picked(found, [place[i] for i in piece.facts]))
+        result.append(found.only([place[i] for i in piece.facts]))
     return result, cached
-
-
-def _picked(found: Found, rows: Sequence[int]) -> Found:
-    index = torch.tensor(list(rows), device=found.delta.device)
-    return Found(**{item.name: getattr(found, item.name)[index] for item in fields(Found)})
 
 
 def _columns(lm: LM, pieces: Sequence[Piece]) -> dict[str, Tensor]:

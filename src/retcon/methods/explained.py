@@ -3,6 +3,7 @@
 [Our reconstruction of doi 10.1145/3696410.3714835.]
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,7 +18,7 @@ from retcon.locate.attribution import How, attribute, top_neurons
 from retcon.locate.facts import Answer
 from retcon.methods import clusters
 from retcon.methods.memit import MEMITConfig
-from retcon.requests import Edit
+from retcon.requests import Edit, tied
 
 __all__ = ["ECEConfig", "Piece", "Plan", "plan", "windows"]
 
@@ -99,7 +100,7 @@ def plan(lm: LM, edits: Sequence[Edit], config: ECEConfig, fixed: tuple[int, ...
     found = attribute(lm, edits, layers, answer=config.answer, how=config.attribution, steps=config.integration_steps)
     strength = {layer: scores.abs().double().cpu() for layer, scores in found.scores.items()}
     width = (config.width or len(fixed)) if config.layers_by == "attribution" else len(layers)
-    labels = _labels(edits, strength, width, config)
+    labels = _with_ties(_labels(edits, strength, width, config), edits)
     pieces = []
     for number in range(max(labels) + 1):
         facts = tuple(i for i in range(n) if labels[i] == number)
@@ -143,6 +144,18 @@ def _labels(
     for i, label in zip(order, found, strict=True):
         labels[i] = label
     return labels
+
+
+def _with_ties(labels: Sequence[int], edits: Sequence[Edit]) -> list[int]:
+    """Clusters numbered without a gap, in which facts of one tie are together: where most of them were."""
+    whole = list(labels)
+    for unit in tied(edits):
+        votes = Counter(labels[i] for i in unit)
+        chosen = min(votes, key=lambda label: (-votes[label], label))
+        for i in unit:
+            whole[i] = chosen
+    number = {label: n for n, label in enumerate(sorted(set(whole)))}
+    return [number[label] for label in whole]
 
 
 def _piece(

@@ -50,7 +50,7 @@ def find(
         first: t_0, the shared steps.
     """
 
-    def searched(_: range, advance: Callable[[float], None]) -> Found:
+    def searched(_: Sequence[int], advance: Callable[[float], None]) -> Found:
         shift = common_shift(lm, edits, config, texts, first)
         alone = replace(config, steps=config.steps - first)
         found = values.search(lm, edits, alone, texts, start=lambda base: shift.expand_as(base), advance=advance)

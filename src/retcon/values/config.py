@@ -1,7 +1,7 @@
 """What the search is asked and what it answers."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from jaxtyping import Float, Int
@@ -97,3 +97,8 @@ class Found:
     def target(self) -> Float[Tensor, "N *parts d"]:
         """The states to write, z = h0 + delta."""
         return self.base + self.delta
+
+    def only(self, facts: Sequence[int]) -> "Found":
+        """Those of some facts, in the order named."""
+        rows = list(facts)
+        return Found(**{item.name: getattr(self, item.name)[rows] for item in fields(self)})
