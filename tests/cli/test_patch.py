@@ -109,6 +109,28 @@ def test_explain_says_which_key_answers_and_how_near_the_others_were(
     assert found["explained"][0]["words"][0] in said.out
 
 
+def test_single_edits_are_taken_out_of_a_memory_and_not_of_weights(
+    retcon: Retcon, model: str, edits: Path, patch: Path, tmp_path: Path
+) -> None:
+    options = ["--method", "grace", "--set", "radius=1", "steps=2", "statistics=none"]
+    assert retcon("edit", "--model", model, "--edits", edits, "--out", tmp_path / "p", *options).code == 0
+    assert "tiny-1" in retcon("patch", "show", tmp_path / "p").out
+    found = retcon("patch", "without", tmp_path / "p", "tiny-1", "tiny-3", "--out", tmp_path / "left", "--json").json
+    assert found["n"] == 2
+    left = Patch.load(tmp_path / "left")
+    assert [record["id"] for record in left.edits] == ["tiny-0", "tiny-2"]
+    asked = ["patch", "explain", tmp_path / "left", tiny_edits(2)[1].text, "--model", model]
+    assert "no key answers; the nearest of 2 keys" in retcon(*asked).out
+    for folder, ids, why in (
+        (tmp_path / "p", [], "no edit is named"),
+        (tmp_path / "p", ["tiny-9"], "there is no edit 'tiny-9'"),
+        (patch, ["tiny-1"], "memit wrote edit 'tiny-1' into weights, together with others"),
+    ):
+        said = retcon("patch", "without", folder, *ids, "--out", tmp_path / "no")
+        assert (said.code, (tmp_path / "no").exists()) == (2, False)
+        assert why in said.err
+
+
 def test_explain_tells_of_a_change_of_weights_that_it_does_not_look_at_the_prompt(
     retcon: Retcon, model: str, patch: Path
 ) -> None:

@@ -51,6 +51,7 @@ _PATCH_COMMANDS = {
     "merge": "Fold a patch into a model's weights and write the model to a folder.",
     "compose": "Join patches, each made on top of those before it or independent of them.",
     "scale": "Make a patch's effect stronger or weaker.",
+    "without": "Take edits out of a patch again, where memories hold them.",
     "export": "Write a patch as a PEFT adapter or as a whole edited model.",
 }
 for _rank, (_name, _help) in enumerate(_COMMANDS.items()):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from retcon.evaluate import ForgetReport, Report
     from retcon.patch import Patch
 
-__all__ = ["compose", "explain", "export", "merge", "scale", "show", "verify"]
+__all__ = ["compose", "explain", "export", "merge", "scale", "show", "verify", "without"]
 
 DEFAULT_MODEL = ModelOptions()
 DEFAULT_OUTPUT = OutputOptions()
@@ -29,11 +29,15 @@ def show(patch: Path, /, *, output: OutputOptions = DEFAULT_OUTPUT) -> None:
         The folder of the patch.
     """
     with screen(output) as shown:
+        from retcon.methods.memories import name_of
+
         loaded = _load(patch)
         shown.table(["what", "value"], _facts(loaded))
         edits = loaded.edits
-        rows = ((_text(edit), edit.get("target_true") or "–", edit["target_new"]) for edit in edits[:SHOWN])
-        shown.table(["prompt", "old", "new"], rows)
+        rows = (
+            (name_of(edit), _text(edit), edit.get("target_true") or "–", edit["target_new"]) for edit in edits[:SHOWN]
+        )
+        shown.table(["id", "prompt", "old", "new"], rows)
         if len(edits) > SHOWN:
             shown.say(f"... and {len(edits) - SHOWN} more edits; --json lists them all")
         shown.result(_summary(loaded) | {"history": [step.to_dict() for step in loaded.history], "info": loaded.info})
@@ -141,6 +145,26 @@ def scale(patch: Path, factor: float, /, *, out: Path, output: OutputOptions = D
     """
     with screen(output) as shown:
         _save(shown, _load(patch).scale(factor), out)
+
+
+def without(patch: Path, /, *ids: str, out: Path, output: OutputOptions = DEFAULT_OUTPUT) -> None:
+    """Take edits out of a patch again, where grace, wise, ike or scr hold them; the others answer as before.
+
+    Parameters
+    ----------
+    patch
+        The folder of the patch.
+    ids
+        The ids of the edits, as `retcon patch show` lists them.
+    out
+        The folder for the patch without them.
+    """
+    if not ids:
+        raise RetconError("no edit is named; give the ids that `retcon patch show` lists")
+    with screen(output) as shown:
+        from retcon.methods.removal import without as taken_out
+
+        _save(shown, taken_out(_load(patch), ids), out)
 
 
 def export(
