@@ -79,8 +79,8 @@ class EAMETConfig(LocateAndEditConfig):
     """Loss, the penalty included, at which a fact is finished; published: 0.01."""
     earliest_stop: int = 1
     """Evaluation, counted from 0, before which no fact is finished."""
-    rounds: int = 1
-    """How often targets are sought and written; from the second round on without alignment."""
+    rounds: int = 2
+    """How often targets are sought and written; from the second round on without alignment. Published: 1."""
 
 
 _SOLVERS: dict[str, type[LocateAndEdit]] = {"memit": MEMIT, "alphaedit": AlphaEdit}
