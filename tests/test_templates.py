@@ -9,7 +9,7 @@ import torch
 
 from retcon import forward, patch, templates, tokens
 from retcon.lm import LM
-from retcon.patch import LowRank
+from retcon.patch import LowRank, Patch, Step, describe_base
 from retcon.testing import tiny_model, tiny_tokenizer
 
 Tiny = Callable[..., LM]
@@ -81,6 +81,21 @@ def test_braces_are_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
     said = [tokens.encode(lm, " {is}\n\n an {} odd\tthing ")]
     monkeypatch.setattr(forward, "sample", lambda *_, **__: said)
     assert templates.written(lm, ("This",)) == ("This is an odd thing. ",)
+
+
+def test_what_is_written_under_a_patch_is_kept_for_that_patch_alone() -> None:
+    lm = new()
+    generator = torch.Generator().manual_seed(0)
+    change = LowRank(torch.randn(64, 4, generator=generator), torch.randn(112, 4, generator=generator))
+    path = lm.arch.mlp_out[1]
+    made = Patch({path: change}, describe_base(lm.model, [path]), (Step(method="hand"),))
+    with made.on(lm.model):
+        patched = templates.written(lm)
+    plain = templates.written(lm)
+    assert plain != patched
+    assert plain == templates.written(new())
+    with made.on(lm.model):
+        assert templates.written(lm) == patched
 
 
 def test_a_patched_model_writes_its_own() -> None:

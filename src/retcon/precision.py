@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from retcon.lm import LM
 
-__all__ = ["Precision", "autocast", "kernels", "mixed"]
+__all__ = ["Precision", "autocast", "kernels", "loss_scale", "mixed"]
 
 Precision = Literal["float32", "bfloat16"]
 """Dtype of matrix products; sums stay fp32 or better."""
@@ -22,6 +22,11 @@ def mixed(lm: LM, precision: Precision) -> bool:
 def autocast(lm: LM, precision: Precision) -> AbstractContextManager[object]:
     """Matrix products in bfloat16 where that is asked for and the model is fp32."""
     return torch.autocast(lm.device.type, torch.bfloat16) if mixed(lm, precision) else nullcontext()
+
+
+def loss_scale(lm: LM) -> float:
+    """What a loss is multiplied by, and its gradient divided by: in fp16 small gradients would be zero."""
+    return 1024.0 if lm.dtype == torch.float16 else 1.0
 
 
 def kernels(lm: LM) -> AbstractContextManager[object]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from retcon import forward, tokens
+from retcon import forward, patch, tokens
 from retcon.lm import LM
 
 __all__ = ["SEARCH_WORDS", "written"]
@@ -23,9 +23,10 @@ def written(
 ) -> tuple[str, ...]:
     """Templates that the model writes itself: each word, continued to `length` tokens in all, ends with ". ".
 
-    The same model, words and seed give the same templates. Braces and line breaks are taken out.
+    The same model and patches, words and seed give the same templates. Braces and line breaks are taken out.
     """
-    key = str(("templates", tuple(words), length, temperature, top_k, top_p, seed))
+    on = tuple(item.id for item in patch.active(lm.model))
+    key = str(("templates", on, tuple(words), length, temperature, top_k, top_p, seed))
     if key not in lm.notes:
         starts = [tokens.encode(lm, word) for word in words]
         out: list[str] = []

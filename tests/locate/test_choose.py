@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from retcon.errors import RequestError, RetconError
+from retcon.errors import RequestError, RetconError, RetconWarning
 from retcon.lm import LM
 from retcon.locate import Tracing, attribute, suggest, trace
 from retcon.locate.choose import best_window
@@ -33,7 +33,8 @@ def planted() -> LM:
 def test_the_layer_that_holds_the_facts_is_suggested(planted: LM, by: Any) -> None:
     prompts, subjects = ("{} is in", "The {} is by the"), ("a", "city", "tower")
     edits = [Edit(prompt, subject, "x") for prompt in prompts for subject in subjects]
-    found = suggest(planted, edits, by=by, width=1, steps=3)
+    with pytest.warns(RetconWarning, match="the model knows 6 of the 6 facts"):
+        found = suggest(planted, edits, by=by, width=1, steps=3)
     assert found.layers == (2,)
     assert set(found.windows.values()) == {(2,)}
     for values in found.evidence.values():  # the others' effect is that of rounding
@@ -48,7 +49,8 @@ def test_the_evidence_is_the_mean_over_known_facts(tiny_lm: Tiny) -> None:
     own = [Edit(edit.prompt, edit.subject, edit.target) for edit in tiny_edits(3)]
     unknown = tiny_edits(3)[1]
     assert not trace(lm, [unknown], config, where="subject")[0].known
-    found = suggest(lm, [*own, unknown], width=2, tracing=config)
+    with pytest.warns(RetconWarning, match="the model knows 3 of the 4 facts, and the choice rests on these alone"):
+        found = suggest(lm, [*own, unknown], width=2, tracing=config)
     assert (found.used, found.given) == (3, 4)
     traces = trace(lm, own, config, where="subject")
     effects = torch.stack([one.effects[:, 0] for one in traces]).mean(0).tolist()
@@ -60,7 +62,8 @@ def test_the_evidence_is_the_mean_over_known_facts(tiny_lm: Tiny) -> None:
     mass = attribute(lm, own, range(4)).mass().mean(0)
     assert found.evidence["gradient"] == pytest.approx(mass.tolist(), rel=1e-4)
     assert found.windows["gradient"] == best_window(mass.tolist(), 2, lowest=1)
-    alone = suggest(lm, [unknown], width=2, tracing=config)
+    with pytest.warns(RetconWarning, match="knows 0 of the 1 facts, and all are taken all the same"):
+        alone = suggest(lm, [unknown], width=2, tracing=config)
     assert (alone.used, alone.given) == (1, 1)
 
 

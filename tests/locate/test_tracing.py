@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from retcon import forward, hooks
+from retcon import forward, hooks, storage
 from retcon.errors import RequestError, RetconError
 from retcon.lm import LM
 from retcon.locate import Trace, Tracing, trace
 from retcon.locate.facts import facts_of, subject_start
-from retcon.locate.tracing import _groups
+from retcon.locate.tracing import _groups, _Run
 from retcon.requests import Edit
 from retcon.testing import FAMILIES, tiny_edits, tiny_model, tiny_tokenizer
 
@@ -35,7 +35,7 @@ class Plain:
         paths = {"hidden": lm.arch.blocks, "mlp": lm.arch.mlp_out, "attn": lm.arch.attn_out}[config.kind]
         self.modules = [lm.module(path) for path in paths]
         embedding: Any = lm.model.get_input_embeddings()
-        generator = torch.Generator().manual_seed(config.seed)
+        generator = torch.Generator().manual_seed(int(storage.digest(config.seed, [self.fact.ids])[:12], 16))
         shape = config.noises, self.fact.site + 1 - self.start, embedding.weight.shape[1]
         self.noises = level * torch.randn(shape, generator=generator)
         with hooks.record({str(i): module for i, module in enumerate(self.modules)}, "output") as seen:
@@ -165,6 +165,15 @@ def test_the_seed_decides_the_noise_and_more_noise_costs_more(tiny_lm: Tiny) -> 
     faint = trace(lm, edits, Tracing(noise=1e-6), where="subject")[0]
     assert faint.low == pytest.approx(faint.high, rel=1e-3)
     torch.testing.assert_close(faint.restored, torch.full_like(faint.restored, faint.high), rtol=1e-3, atol=0)
+
+
+def test_each_fact_has_its_own_noise_and_the_same_in_any_company(tiny_lm: Tiny) -> None:
+    lm, (one, other) = tiny_lm("llama"), tiny_edits(2)
+    with lm.inference():
+        noise = [_Run(lm, fact, 1, 1.0, Tracing())._noise for fact in facts_of(lm, [one, other, one], "greedy")]
+    assert torch.equal(noise[0], noise[2])
+    width = min(noise[0].shape[1], noise[1].shape[1])
+    assert not torch.equal(noise[0][:, 1:width], noise[1][:, 1:width])
 
 
 def test_the_answer_looked_at_is_the_one_asked_for(tiny_lm: Tiny) -> None:

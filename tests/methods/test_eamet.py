@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from retcon import memory, templates, tokens, values
+from retcon.errors import RetconError
 from retcon.lm import LM
 from retcon.methods.alphaedit import AlphaEdit
 from retcon.methods.eamet import EAMET, EAMETConfig
@@ -307,6 +308,20 @@ def test_the_published_templates(tiny_lm: Tiny, monkeypatch: pytest.MonkeyPatch)
     }  # fmt: skip
     assert asked["length"] - len(tokens.encode(lm, "I")) == 10
     assert len(EAMET(EAMETConfig(templates=3)).texts(lm)) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"block": 0}, "block is 0; it must be 1 or more"),
+        ({"top": 0}, "top is 0; it must be 1 or more"),
+        ({"temperature": 0.0}, "temperature is 0; it must be above 0"),
+        ({"solver": "rome"}, "there is no solver 'rome'; use one of memit, alphaedit"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(RetconError, match=sentence):
+        EAMET(EAMETConfig(**options))
 
 
 def test_later_rounds_are_not_aligned(tiny_lm: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

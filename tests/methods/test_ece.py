@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from retcon import forward, solve, targets, tokens
-from retcon.errors import RetconError
+from retcon.errors import RetconError, RetconWarning
 from retcon.lm import LM
 from retcon.locate.attribution import Attributions
 from retcon.methods import MEMIT, MEMITConfig, explained
@@ -161,6 +161,18 @@ def test_facts_of_one_tie_are_in_one_cluster_where_most_of_them_were(tiny_lm: Ti
     assert set(labels) == set(range(len(made.info["clusters"])))
     lengths = [made.info["facts"][i]["delta_norm"] for i in (lone, *pair)]
     assert max(lengths) - min(lengths) < 2e-4
+
+
+def test_facts_of_one_key_are_in_one_cluster_and_told_of() -> None:
+    """Else the cluster that is written last would have its way, and nobody would hear of it."""
+    lm, edits = LM.wrap(tiny_model("llama"), tiny_tokenizer()), tiny_edits(8)
+    first = next(i for i, edit in enumerate(edits) if edit.prompt.startswith("{}"))
+    facts = [*edits, replace(edits[first], id="rival", prompt="{} was made by", target="Nokia", old=None)]
+    for groups in ("clusters", "random"):
+        with pytest.warns(RetconWarning, match="1 pairs of facts share a key"):
+            made = ece(n_clusters=3, rounds=1, groups=groups).edit(lm, facts)
+        assert made.info["labels"][8] == made.info["labels"][first]
+        assert made.info["shared_keys"] == 1
 
 
 def test_clusters_are_written_one_after_the_other_to_targets_of_the_unedited_model() -> None:

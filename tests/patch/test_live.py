@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from retcon.errors import PatchError
-from retcon.patch import LowRank, Patch, active, describe_base
+from retcon.patch import LowRank, Patch, active, describe_base, suspended
 from retcon.testing import tiny_model
 
 Make = Callable[..., Patch]
@@ -49,6 +49,28 @@ def test_on_acts_as_the_changed_weights_and_off_restores_exactly(
     by_hand(model, patch)
     torch.testing.assert_close(inside, logits(model), atol=1e-4, rtol=1e-4)
     assert (inside - clean).abs().max() > 1e-2
+
+
+def test_a_suspended_patch_is_as_if_it_were_off(llama: PreTrainedModel, make: Make, logits: Logits) -> None:
+    first, clean = make(llama, 1), logits(llama)
+    with first.on(llama):
+        inside = logits(llama)
+        second = make(llama, 2)
+        with second.on(llama):
+            both = logits(llama)
+            with suspended(llama, second):
+                with suspended(llama, second):
+                    assert active(llama) == (first,)
+                assert active(llama) == (first,)
+                assert torch.equal(logits(llama), inside)
+            with pytest.raises(ZeroDivisionError), suspended(llama, second):
+                raise ZeroDivisionError
+            assert active(llama) == (first, second)
+            assert torch.equal(logits(llama), both)
+        with suspended(llama, first):
+            assert torch.equal(logits(llama), clean)
+        with suspended(llama, second):  # which is not on
+            assert torch.equal(logits(llama), inside)
 
 
 def test_an_error_inside_leaves_no_hook(llama: PreTrainedModel, make: Make, hooks_of: Count) -> None:

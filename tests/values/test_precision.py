@@ -11,10 +11,13 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from retcon import values
+from retcon.arch import frozen
 from retcon.lm import LM
 from retcon.testing import tiny_edits
 from retcon.testing.reference import PlainSearch
-from retcon.values import SearchConfig, Site
+from retcon.values import SearchConfig, Site, loss
+from retcon.values.clean import prepare
+from retcon.values.loss import evaluate
 
 Tiny = Callable[..., LM]
 Agree = Callable[[Tensor, Tensor, float], None]
@@ -45,9 +48,29 @@ def test_bfloat16_products_stay_near(
     assert (F.cosine_similarity(found, wanted, dim=-1) > least).all()
 
 
+def test_gradients_too_small_for_fp16_are_found(tiny_lm: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is scaled; without that, next to nothing is left of a small one's gradient."""
+    config = replace(CONFIG, kl=0.0)
+
+    def gradient(dtype: torch.dtype) -> Tensor:
+        lm, edits = tiny_lm("llama", dtype), tiny_edits(2)
+        rows = [row for i, edit in enumerate(edits) for row in values.rows_of(lm, edit, TEMPLATES, i, essence=False)]
+        with frozen(lm.model):
+            base, chunks = prepare(lm, rows, 2, config, 64, "whole")
+            return evaluate(lm, chunks, torch.zeros_like(base), config, torch.full((2,), 1e-5)).gradient
+
+    wanted = gradient(torch.float32)
+    assert (F.cosine_similarity(gradient(torch.float16), wanted, dim=-1) > 0.99).all()
+    monkeypatch.setattr(loss, "loss_scale", lambda _lm: 1.0)
+    assert (F.cosine_similarity(gradient(torch.float16), wanted, dim=-1) < 0.99).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
-def test_a_half_precision_model_is_searched_in_fp32(tiny_lm: Tiny, family: str, agree: Agree) -> None:
-    lm, edits = tiny_lm(family, torch.bfloat16), tiny_edits(3)
+def test_a_half_precision_model_is_searched_in_fp32(
+    tiny_lm: Tiny, family: str, dtype: torch.dtype, agree: Agree
+) -> None:
+    lm, edits = tiny_lm(family, dtype), tiny_edits(3)
     found = values.search(lm, edits, CONFIG, TEMPLATES)
     assert found.delta.dtype == found.base.dtype == found.loss.dtype == torch.float32
     plain = [PlainSearch(lm, edit, CONFIG, TEMPLATES) for edit in edits]

@@ -28,7 +28,7 @@ from retcon.arch import frozen
 from retcon.errors import RequestError, RetconError
 from retcon.lm import LM
 from retcon.locate.facts import Answer, Fact, facts_of
-from retcon.precision import kernels
+from retcon.precision import kernels, loss_scale
 from retcon.requests import Edit
 
 __all__ = ["Attributions", "How", "attribute", "top_neurons"]
@@ -267,8 +267,11 @@ def _by_gradient(lm: LM, chunk: _Chunk, layers: Sequence[int]) -> tuple[dict[int
             change = partial(_with_site, rows=len(chunk), column=chunk.column, change=partial(shifted, layer))
             stack.enter_context(hooks.rewritten_input(lm.projection(layer), change))
         value = _logprobs(lm, chunk, torch.arange(len(chunk), device=lm.device))
-    slopes = torch.autograd.grad(value.sum(), [shifts[layer] for layer in layers])
-    return {layer: keys[layer] * slope for layer, slope in zip(layers, slopes, strict=True)}, value.detach()
+    scale = loss_scale(lm)
+    slopes = torch.autograd.grad(scale * value.sum(), [shifts[layer] for layer in layers])
+    wide = torch.promote_types(lm.dtype, torch.float32)
+    products = (keys[layer].to(wide) * (slope.to(wide) / scale) for layer, slope in zip(layers, slopes, strict=True))
+    return dict(zip(layers, products, strict=True)), value.detach()
 
 
 def _integrated(

@@ -8,6 +8,7 @@ The rule says where a fact is read out, which is not always where it is best edi
 first guess and measure.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,7 +16,7 @@ from typing import Literal
 import torch
 
 from retcon import forward
-from retcon.errors import RequestError, RetconError
+from retcon.errors import RequestError, RetconError, RetconWarning
 from retcon.lm import LM
 from retcon.locate.attribution import How, attribute
 from retcon.locate.facts import facts_of
@@ -28,6 +29,9 @@ _LOWEST = 1
 """The lowest layer that a window may have."""
 
 By = Literal["tracing", "gradient", "integrated"]
+
+_ENOUGH = 10
+"""Known facts from which on a suggestion is made without a warning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,15 @@ def suggest(
         raise RetconError(f"a window of {width} layers does not fit; this model has {n_layers - _LOWEST} above layer 0")
     if not edits:
         raise RequestError("there is no fact to choose layers by; give some tens of facts that the model knows")
-    known = [edit for edit, knows in zip(edits, _known(lm, edits, options), strict=True) if knows] or list(edits)
+    known = [edit for edit, knows in zip(edits, _known(lm, edits, options), strict=True) if knows]
+    if len(known) < _ENOUGH:
+        taken = "all are taken all the same, which says little" if not known else "the choice rests on these alone"
+        warnings.warn(
+            f"the model knows {len(known)} of the {len(edits)} facts, and {taken}; give some tens that it knows",
+            RetconWarning,
+            stacklevel=2,
+        )
+    known = known or list(edits)
     evidence: dict[str, tuple[float, ...]] = {}
     windows: dict[str, tuple[int, ...]] = {}
     whole = 0.0

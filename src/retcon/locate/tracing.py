@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from retcon import forward, hooks, progress, tokens
+from retcon import forward, hooks, progress, storage, tokens
 from retcon.errors import RequestError, RetconError
 from retcon.lm import LM
 from retcon.locate.facts import Fact, facts_of, subject_start
@@ -178,7 +178,8 @@ class _Run:
 
     def _drawn(self, level: float) -> Float[Tensor, "noises width d"]:
         embedding: Any = self.lm.model.get_input_embeddings()
-        generator = torch.Generator().manual_seed(self.config.seed)
+        own = storage.digest(self.config.seed, self._ids.tolist())
+        generator = torch.Generator().manual_seed(int(own[:12], 16))
         shape = self.config.noises, self.site + 1 - self.start, int(embedding.weight.shape[1])
         noise = torch.zeros(shape[0], self.width, shape[2])
         noise[:, self.start : self.site + 1] = level * torch.randn(shape, generator=generator)

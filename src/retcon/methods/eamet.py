@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retcon import solve, stats, targets, templates, values
+from retcon.errors import RetconError
 from retcon.lm import LM
 from retcon.methods.alignment import Alignment, Terms, misalignment, unit
 from retcon.methods.alphaedit import AlphaEdit
@@ -115,6 +116,7 @@ class EAMET(LocateAndEdit):
 
     def __init__(self, config: EAMETConfig | None = None) -> None:
         super().__init__(config)
+        _check(self.config)
         kind = _SOLVERS[self.config.solver]
         known = self.config.__dataclass_fields__
         shared = {item.name: getattr(self.config, item.name) for item in fields(kind.Config) if item.name in known}
@@ -174,6 +176,21 @@ class EAMET(LocateAndEdit):
         place = sorted(range(len(order)), key=order.__getitem__)
         self._call.misalignment = apart[place].tolist()
         return found.only(place), cached
+
+
+def _check(config: EAMETConfig) -> None:
+    """Refuse options that make no sense.
+
+    Raises:
+        RetconError: naming the option.
+    """
+    if config.solver not in _SOLVERS:
+        raise RetconError(f"there is no solver {config.solver!r}; use one of {', '.join(_SOLVERS)}")
+    for name in ("block", "top"):
+        if getattr(config, name) < 1:
+            raise RetconError(f"{name} is {getattr(config, name)}; it must be 1 or more")
+    if not config.temperature > 0:
+        raise RetconError(f"temperature is {config.temperature:g}; it must be above 0")
 
 
 @dataclass(slots=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -70,30 +70,43 @@ class ECE(MEMIT):
         _check(lm, self.config)
         seconds = dict.fromkeys(("statistics", "attribution", "targets", "solve"), 0.0)
         on = record.is_on(lm, state)
-        with record.timed(seconds, "targets"):
-            texts = ("", *self.texts(lm))  # before the state is on: the unedited model writes them
+        with record.timed(seconds, "targets"), record.unedited(lm, state):
+            texts = ("", *self.texts(lm))
         with ExitStack() as stack:
             stack.enter_context(record.resumed(lm, state))
             with record.timed(seconds, "attribution"):
                 plan = explained.plan(lm, edits, self.config, self.layers(lm))
             with record.timed(seconds, "targets"):
                 found, cached = _sought(lm, edits, self.config, plan.pieces, texts, stores)
-        with record.timed(seconds, "statistics"):
-            known = moments(lm, [lm.arch.mlp_out[layer] for layer in _edited(plan.pieces)], self.config)
+        with record.timed(seconds, "statistics"), record.unedited(lm, state):
+            paths = [lm.arch.mlp_out[layer] for layer in _edited(plan.pieces)]
+            known, kept = moments(lm, paths, self.config), self.retained(lm, paths, retain)
         # With the state on the model already, what comes next stands on it and must not contain it.
         chain = Patch({}, state.base, (), state.state) if state is not None and on else state
         config = replace(self.config, ridge=ordinary_keys(self.config.ridge, len(edits)))  # of the whole batch
         changes: dict[str, LowRank] = {}
         infos = []
         for piece, wanted in zip(plan.pieces, found, strict=True):
-            part = _Part(config, piece, wanted, known, changes)
-            chain = edit_layers(part, lm, [edits[i] for i in piece.facts], retain=retain, state=chain, stores=stores)
+            part = _Part(config, piece, wanted, _Read(texts, known, kept), changes)
+            chain = edit_layers(part, lm, [edits[i] for i in piece.facts], state=chain, stores=stores)
             infos.append(chain.info)
         assert chain is not None
         memory = {name: kept for name, kept in chain.state.items() if name.startswith("cat.keys.")}
         memory |= neuron_state({} if state is None else state.state, _columns(lm, plan.pieces))
         told = _told(infos, plan, found, seconds, cached, self.config)
         return record.as_patch(lm, self.name, self.config, edits, changes, state, memory, told.pop("seconds"), told)
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What is read of the model before the state is on, once for all clusters."""
+
+    texts: tuple[str, ...]
+    """Templates; the first is "", the bare prompt."""
+    moments: Mapping[str, stats.Moments]
+    """Statistics, by module path."""
+    kept: Mapping[str, Tensor]
+    """Keys of texts to retain, by module path."""
 
 
 class _Part(MEMIT):
@@ -106,7 +119,7 @@ class _Part(MEMIT):
         config: ECEConfig,
         piece: Piece,
         found: Found | None,
-        known: Mapping[str, stats.Moments],
+        read: _Read,
         changes: dict[str, LowRank],
     ) -> None:
         """Make it.
@@ -115,15 +128,23 @@ class _Part(MEMIT):
             config: of the whole.
             piece: the cluster.
             found: its targets; None where each layer seeks its own.
-            known: statistics, by module path.
+            read: what all clusters share.
             changes: where what is written is added, by module path.
         """
-        super().__init__(replace(config, statistics="none"))  # they are in `known`
-        self.piece, self.found, self.known, self.changes = piece, found, known, changes
+        super().__init__(replace(config, statistics="none"))  # they are in `read`
+        self.piece, self.found, self.read, self.changes = piece, found, read, changes
 
     def layers(self, lm: LM) -> tuple[int, ...]:
         """The cluster's own window."""
         return self.piece.layers
+
+    def texts(self, lm: LM) -> tuple[str, ...]:
+        """Those of all clusters."""
+        return self.read.texts[1:]
+
+    def retained(self, lm: LM, paths: Sequence[str], retain: Sequence[str]) -> Mapping[str, Tensor]:
+        """Those of all clusters."""
+        return {path: self.read.kept[path] for path in paths if path in self.read.kept}
 
     def find(
         self,
@@ -142,7 +163,7 @@ class _Part(MEMIT):
 
     def rule(self, problem: Problem) -> solve.Factors:
         """MEMIT's ridge on the cluster's neurons."""
-        problem = replace(problem, moments=self.known.get(problem.path))
+        problem = replace(problem, moments=self.read.moments.get(problem.path))
         if self.config.p >= 1:
             factors = super().rule(problem)
         else:

@@ -18,7 +18,7 @@ from retcon.locate.attribution import How, attribute, top_neurons
 from retcon.locate.facts import Answer
 from retcon.methods import clusters
 from retcon.methods.memit import MEMITConfig
-from retcon.requests import Edit, tied
+from retcon.requests import Edit, split_prompt, tied
 
 __all__ = ["ECEConfig", "Piece", "Plan", "plan", "windows"]
 
@@ -100,7 +100,7 @@ def plan(lm: LM, edits: Sequence[Edit], config: ECEConfig, fixed: tuple[int, ...
     found = attribute(lm, edits, layers, answer=config.answer, how=config.attribution, steps=config.integration_steps)
     strength = {layer: scores.abs().double().cpu() for layer, scores in found.scores.items()}
     width = (config.width or len(fixed)) if config.layers_by == "attribution" else len(layers)
-    labels = _with_ties(_labels(edits, strength, width, config), edits)
+    labels = _together(_labels(edits, strength, width, config), edits)
     pieces = []
     for number in range(max(labels) + 1):
         facts = tuple(i for i in range(n) if labels[i] == number)
@@ -146,10 +146,22 @@ def _labels(
     return labels
 
 
-def _with_ties(labels: Sequence[int], edits: Sequence[Edit]) -> list[int]:
-    """Clusters numbered without a gap, in which facts of one tie are together: where most of them were."""
+def _together(labels: Sequence[int], edits: Sequence[Edit]) -> list[int]:
+    """Clusters numbered without a gap, in which facts of one tie or of one key are together: where most of them were.
+
+    Facts have one key where the subject and all before it are the same. Clusters are written one after the other to
+    targets of the unedited model; of two that wrote to one key, the last would stand.
+    """
+    keys: dict[object, list[int]] = {}
+    for i, edit in enumerate(edits):
+        keys.setdefault((split_prompt(edit.prompt)[0], edit.subject), []).append(i)
+    units = [frozenset([i]) for i in range(len(edits))]
+    for facts in (*keys.values(), *tied(edits)):
+        unit = frozenset[int]().union(*(units[i] for i in facts))
+        for i in unit:
+            units[i] = unit
     whole = list(labels)
-    for unit in tied(edits):
+    for unit in set(units):
         votes = Counter(labels[i] for i in unit)
         chosen = min(votes, key=lambda label: (-votes[label], label))
         for i in unit:

@@ -121,7 +121,12 @@ def ordinary_keys(ridge: float | None, facts: int) -> float:
     """lambda: as asked for, else five ordinary keys for each fact of the batch, and 1000 at least.
 
     In proportion, so that a batch of a thousand does not outvote the model's ordinary text.
+
+    Raises:
+        RetconError: none are asked for.
     """
+    if ridge is not None and not ridge > 0:
+        raise RetconError(f"ridge is {ridge:g}; it must be above 0, as nothing else holds what is not edited")
     return max(1000.0, 5.0 * facts) if ridge is None else ridge
 
 

@@ -16,7 +16,7 @@ from retcon import forward, hooks, tokens
 from retcon.arch import frozen
 from retcon.lm import LM
 from retcon.patch.base import projection
-from retcon.precision import Precision, autocast, kernels
+from retcon.precision import Precision, autocast, kernels, loss_scale
 from retcon.requests import Edit
 
 __all__ = ["Answers", "read_answers"]
@@ -120,7 +120,7 @@ def _read_batch(
 
         return change
 
-    scale = 1024.0 if lm.dtype == torch.float16 else 1.0  # gradients too small for fp16
+    scale = loss_scale(lm)
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         seen = stack.enter_context(hooks.record(modules, "input"))

@@ -136,6 +136,10 @@ class LocateAndEdit(ABC):
         """
         return {}
 
+    def retained(self, lm: LM, paths: Sequence[str], retain: Sequence[str]) -> Mapping[str, Tensor]:
+        """Keys of texts to retain, weighted, for each projection at `paths`; read before the state is on."""
+        return retained_keys(lm, paths, retain, self.config.retain_tokens, self.config.retain_weight)
+
     def share(self, left: int) -> float:
         """The share of the remaining residual that the next layer takes, `left` of them being still to write."""
         return 1 / left
@@ -168,12 +172,13 @@ def edit_layers(
     config, run, layers = method.config, _Run(), method.layers(lm)
     paths = [lm.arch.mlp_out[layer] for layer in layers]
     with ExitStack() as stack:
-        with run.timed("statistics"):
-            known = moments(lm, paths, config)
-            extra = method.prepare(lm, paths, known, run.notes)
-            kept = retained_keys(lm, paths, retain, config.retain_tokens, config.retain_weight)
-        with run.timed("targets"):
-            texts = ("", *method.texts(lm))  # before the state is on: the unedited model writes them
+        with record.unedited(lm, state):
+            with run.timed("statistics"):
+                known = moments(lm, paths, config)
+                extra = method.prepare(lm, paths, known, run.notes)
+                kept = method.retained(lm, paths, retain)
+            with run.timed("targets"):
+                texts = ("", *method.texts(lm))
         stack.enter_context(record.resumed(lm, state))
         work = _Batch(method, lm, edits, layers, texts, known, extra, kept, state, stores, run)
         for number in range(config.rounds):

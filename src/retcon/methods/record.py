@@ -17,7 +17,7 @@ from retcon.patch import Entry, Patch, Step
 from retcon.patch.context import ROOT
 from retcon.requests import Edit, to_dict
 
-__all__ = ["as_patch", "is_on", "joined", "refuse_texts", "resumed", "timed"]
+__all__ = ["as_patch", "is_on", "joined", "refuse_texts", "resumed", "timed", "unedited"]
 
 
 def as_patch(
@@ -113,6 +113,19 @@ def resumed(lm: LM, state: Patch | None, *, texts: bool = False) -> Iterator[Non
         yield
         return
     with state.on(lm.model):
+        yield
+
+
+@contextmanager
+def unedited(lm: LM, state: Patch | None) -> Iterator[None]:
+    """Run the model that the state was made for, whether or not the caller runs it with the state on.
+
+    A state that was merged stays in force.
+    """
+    if state is None:
+        yield
+        return
+    with patch.suspended(lm.model, state):
         yield
 
 

@@ -10,7 +10,7 @@ from retcon.errors import RetconError, RetconWarning
 from retcon.lm import LM
 from retcon.methods.family import LocateAndEditConfig, Problem, metric
 from retcon.methods.locate_and_edit import LocateAndEdit
-from retcon.methods.record import joined
+from retcon.methods.record import joined, unedited
 from retcon.patch import Patch
 from retcon.requests import Edit, tied
 from retcon.targets import Store
@@ -94,7 +94,8 @@ class ROME(LocateAndEdit):
         if len(units) <= 1:
             return super().edit(lm, edits, state=state, stores=stores)
         infos = []
-        with progress.task("facts", len(edits)) as advance:
+        # each patch contains those before it, the caller's included, which thus must not stand beside it
+        with unedited(lm, state), progress.task("facts", len(edits)) as advance:
             for unit in units:
                 state = super().edit(lm, [edits[i] for i in unit], state=state, stores=stores)
                 infos.append(state.info)

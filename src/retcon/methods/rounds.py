@@ -16,6 +16,9 @@ from retcon.values import Found
 
 __all__ = ["remembered", "residuals", "shared_keys", "taken_up", "told"]
 
+_ROWS = 1024
+"""Facts whose keys are held against all others at once."""
+
 
 def residuals(lm: LM, found: Found, reading: Reading, site: Site) -> Float[Tensor, "N d"]:
     """What is still to be written at the projection's output, from the present state of the partly edited model."""
@@ -39,13 +42,12 @@ def remembered(old: Tensor | None, new: Tensor) -> Tensor:
 
 def shared_keys(keys: Float[Tensor, "N d_k"], residuals: Float[Tensor, "N d"]) -> int:
     """Pairs of facts with the same key and different residuals: no weight can meet both. Warns where there are any."""
-    if len(keys) < 2 or len(keys) > 4000:
-        return 0
-    unit = torch.nn.functional.normalize(keys.float(), dim=1)
-    close = torch.triu(unit @ unit.T > SAME_KEY, 1)
-    pairs = close.nonzero()
-    apart = (residuals[pairs[:, 0]] - residuals[pairs[:, 1]]).norm(dim=1) > 0.1 * residuals[pairs[:, 0]].norm(dim=1)
-    count = int(apart.sum())
+    unit, count = torch.nn.functional.normalize(keys.float(), dim=1), 0
+    for start in range(0, len(unit), _ROWS):
+        close = torch.triu(unit[start : start + _ROWS] @ unit.T > SAME_KEY, start + 1)
+        one, other = (close.nonzero() + close.new_tensor([start, 0], dtype=torch.long)).T
+        apart = (residuals[one] - residuals[other]).norm(dim=1) > 0.1 * residuals[one].norm(dim=1)
+        count += int(apart.sum())
     if count:
         warnings.warn(
             f"{count} pairs of facts share a key and want different answers; each pair will end between its two",

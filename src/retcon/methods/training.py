@@ -30,7 +30,7 @@ from retcon.methods.training_rows import (
     states_below,
 )
 from retcon.methods.unlearning.objectives import divergence
-from retcon.precision import Precision, autocast, kernels
+from retcon.precision import Precision, autocast, kernels, loss_scale
 
 __all__ = ["Schedule", "Steps", "Trained", "TrainingConfig", "descending", "train"]
 
@@ -131,7 +131,7 @@ class Steps:
 
     def __init__(self, lm: LM, change: Change, optimiser: torch.optim.Optimizer) -> None:
         self._change, self._optimiser = change, optimiser
-        self._scale = 1024.0 if lm.dtype == torch.float16 else 1.0  # gradients too small for fp16
+        self._scale = loss_scale(lm)
 
     def add(self, loss: Float[Tensor, ""]) -> None:
         """Add the gradient of a part of the loss."""

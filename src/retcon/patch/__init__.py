@@ -8,7 +8,7 @@ from retcon.patch.entries import Dense, Entry, LowRank
 from retcon.patch.forward_record import ForwardRecord, prompts
 from retcon.patch.gated import Gated
 from retcon.patch.history import Step
-from retcon.patch.live import Attached, active, carry, hooked, reads_texts, top
+from retcon.patch.live import Attached, active, carry, hooked, reads_texts, suspended, top
 from retcon.patch.lora import LoraExport
 from retcon.patch.patch import Patch
 
@@ -34,5 +34,6 @@ __all__ = [
     "hooked",
     "prompts",
     "reads_texts",
+    "suspended",
     "top",
 ]

@@ -35,6 +35,7 @@ __all__ = [
     "hooked",
     "original",
     "reads_texts",
+    "suspended",
     "top",
 ]
 
@@ -58,6 +59,8 @@ class Applied:
     """Of a merged patch: the weights as they were before it, by module path."""
     recorder: Recorder | None = None
     """Of a patch with entries that look at the forward."""
+    suspended: bool = False
+    """Whether it is out of force for the moment."""
 
 
 _applied: WeakKeyDictionary[nn.Module, list[Applied]] = WeakKeyDictionary()
@@ -70,7 +73,24 @@ def applied(model: nn.Module) -> list[Applied]:
 
 def active(model: nn.Module) -> tuple["Patch", ...]:
     """The patches now in force on a model, on or merged, in the order they came."""
-    return tuple(item.patch for item in _applied.get(model, ()))
+    return tuple(item.patch for item in _applied.get(model, ()) if not item.suspended)
+
+
+@contextmanager
+def suspended(model: nn.Module, patch: "Patch") -> Iterator[None]:
+    """Run a model, inside the block, as if a patch were not on it.
+
+    A merged patch stays in force, as does one that puts texts before prompts.
+    """
+    there = [item for item in applied(model) if item.patch.id == patch.id and ROOT not in patch.entries]
+    mine = [item for item in there if not item.merged and not item.suspended]
+    for item in mine:
+        item.suspended = True
+    try:
+        yield
+    finally:
+        for item in mine:
+            item.suspended = False
 
 
 def top(model: nn.Module) -> str | None:
@@ -158,7 +178,7 @@ def attach(model: nn.Module, patch: "Patch", modules: Mapping[str, nn.Module]) -
         for path, module in modules.items():
             entry = patch.entries[path]
             if path != ROOT:
-                hook = _Hook(entry) if entry.folds else _Hook(entry, item.recorder, path)
+                hook = _Hook(entry, item) if entry.folds else _Hook(entry, item, path)
                 item.hooks.append(module.register_forward_hook(hook, with_kwargs=True))
         applied(model).append(item)
     except BaseException:
@@ -216,15 +236,18 @@ def hooked(module: nn.Module, entry: Entry) -> Iterator[None]:
 class _Hook:
     """Adds an entry to a projection's output; keeps the entry's copy on each device the module runs on."""
 
-    def __init__(self, entry: Entry, recorder: Recorder | None = None, name: str = "") -> None:
-        self._entry, self._recorder, self._name = entry, recorder, name
+    def __init__(self, entry: Entry, item: Applied | None = None, name: str = "") -> None:
+        self._entry, self._item, self._name = entry, item, name
         self._placed: dict[tuple[torch.device, torch.dtype], Entry] = {}
 
     def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], y: Tensor) -> Tensor:
+        if self._item is not None and self._item.suspended:
+            return y
         x: Tensor = args[0] if args else next(iter(kwargs.values()))
         place = x.device, torch.promote_types(x.dtype, torch.float32)
         if place not in self._placed:
             with torch.inference_mode(False):  # tensors made inside it could not take part in a backward pass later
                 self._placed[place] = self._entry.to(*place)
-        now = None if self._recorder is None else self._recorder.now
+        recorder = None if self._item is None else self._item.recorder
+        now = None if recorder is None else recorder.now
         return self._placed[place].apply(x, y, None if now is None else now.part(self._name))

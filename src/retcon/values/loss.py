@@ -12,7 +12,7 @@ from torch import Tensor
 
 from retcon import forward, hooks
 from retcon.lm import LM
-from retcon.precision import autocast, kernels
+from retcon.precision import autocast, kernels, loss_scale
 from retcon.values.chunks import Chunk
 from retcon.values.config import SearchConfig
 from retcon.values.sites import first_block, parted, site_modules
@@ -50,6 +50,7 @@ def evaluate(
     nll, least = torch.zeros_like(drift), torch.ones_like(drift)
     hit = torch.ones_like(drift, dtype=torch.bool)
     emphasis = torch.ones_like(drift) if emphasis is None else emphasis
+    scale = loss_scale(lm)
     for chunk in chunks:
         shift = delta[chunk.fact].detach().requires_grad_()
         n, owner = len(chunk.token), chunk.fact[chunk.target_at[0]]
@@ -61,8 +62,8 @@ def evaluate(
                 now = logits[n:].log_softmax(-1)
                 moved = config.kl * (now.exp() * (now - chunk.clean)).sum(-1)
                 total = total + moved.sum()
-        (slope,) = torch.autograd.grad(total, shift)
-        gradient.index_add_(0, chunk.fact, slope.to(gradient.dtype))
+        (slope,) = torch.autograd.grad(scale * total, shift)
+        gradient.index_add_(0, chunk.fact, slope.to(gradient.dtype) / scale)
         if n:
             miss = miss.detach().to(nll.dtype)
             nll.index_add_(0, owner, miss * chunk.weight)

@@ -15,6 +15,7 @@ from retcon import forward
 from retcon.arch import frozen
 from retcon.lm import LM
 from retcon.methods.grace.rows import BATCH_TOKENS, Batch, Question, Site, batch_of, misses
+from retcon.precision import loss_scale
 
 __all__ = ["Trained", "descend", "measured"]
 
@@ -81,7 +82,7 @@ def _descend(lm: LM, site: Site, batch: Batch, index: Int[Tensor, " k"], found: 
     wide = torch.promote_types(lm.dtype, torch.float32)
     value = found.values[index].to(lm.device, wide).requires_grad_()
     adam = torch.optim.Adam([value], lr=site.lr)
-    active = torch.ones(len(index), dtype=torch.bool, device=lm.device)
+    active, scale = torch.ones(len(index), dtype=torch.bool, device=lm.device), loss_scale(lm)
     for step in range(max(site.steps, 1)):
         with torch.enable_grad():
             miss, right = misses(lm, site, batch, value)
@@ -91,7 +92,8 @@ def _descend(lm: LM, site: Site, batch: Batch, index: Int[Tensor, " k"], found: 
         active = active & ~((loss < site.stop) & held)
         if step == site.steps - 1 or not bool(active.any()):
             return
-        (value.grad,) = torch.autograd.grad(total, value)
+        (slope,) = torch.autograd.grad(scale * total, value)
+        value.grad = slope / scale
         adam.step()
         keep = active[batch.owner]
         if int(keep.sum()) <= 0.75 * len(keep):

@@ -18,7 +18,7 @@ from retcon.arch import frozen
 from retcon.lm import LM
 from retcon.methods.wise.rows import Clean, Replay, Row, Site, clean_batches, read_clean
 from retcon.methods.wise.shards import margin_loss, replay_loss
-from retcon.precision import autocast, kernels
+from retcon.precision import autocast, kernels, loss_scale
 
 __all__ = ["Trained", "scored", "train"]
 
@@ -75,7 +75,7 @@ def train(
     earlier = _Earlier.of(lm, site, replay)
     aim = _Aim.of(lm, rows, clean.rows.split)
     side, may = _wide(lm, clean, delta).clone(), mask.to(clean.read.device)
-    miss, before, evaluations = torch.zeros(()), float("inf"), 0
+    miss, before, evaluations, scale = torch.zeros(()), float("inf"), 0, loss_scale(lm)
     with frozen(lm.model):
         for _ in range(site.steps):
             side.requires_grad_()
@@ -84,13 +84,13 @@ def train(
                 miss = _miss(lm, site, clean, aim, added)
                 margins = margin_loss(*_held_apart(site, clean, plain, side, added), site.margins)
                 loss = miss + (margins + earlier.loss(site, side)).to(miss.device)
-                (slope,) = torch.autograd.grad(loss, side)
+                (slope,) = torch.autograd.grad(scale * loss, side)
             side, now = side.detach(), float(loss.detach())
             evaluations += 1
             if abs(before - now) <= site.stop_change and now <= site.stop:
                 break
             before = now
-            side = (side - site.lr * torch.where(may, slope, 0)).clamp_(-site.clip, site.clip)
+            side = (side - site.lr * torch.where(may, slope / scale, 0)).clamp_(-site.clip, site.clip)
     final = side.detach().float().cpu()
     side = _wide(lm, clean, final)
     inside, outside = (states.scores(site, _added(states, side)).float().cpu() for states in (clean, plain))
