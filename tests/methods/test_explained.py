@@ -12,7 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 from retcon.lm import LM
 from retcon.locate.attribution import Attributions, attribute
 from retcon.methods import explained
-from retcon.methods.explained import ECEConfig, Plan, plan, windows
+from retcon.methods.explained import ECEConfig, Plan, chosen_layers, plan, windows
 from retcon.requests import Edit
 from retcon.testing import tiny_edits
 
@@ -67,6 +67,18 @@ def test_planted_neurons_give_their_clusters_windows_and_neurons(
         assert all(50 <= count < 120 for count in piece.counts)
         assert all(0.65 < mass <= 0.7 for mass in piece.mass)
         assert [int(neurons.sum()) for neurons in piece.neurons.values()] == piece.counts
+
+
+def test_layers_by_mass_are_as_many_as_hold_the_share(tiny_lm: Tiny, asked: list[dict[str, Any]]) -> None:
+    """Each group's attributions are on two layers, half on each."""
+    found = made(tiny_lm("llama"), layers_by="mass", layer_p=1 - 1e-9, n_clusters=4)
+    homes = {HOME[TRUTH[piece.facts[0]]]: piece.layers for piece in found.pieces}
+    assert all(layers[0] in home for home, layers in homes.items())
+    mass = torch.tensor([[1.0, 5.0, 0.0, 3.0, 1.0], [0.0, 0.0, 2.0, 0.0, 0.0]])
+    for share, wanted in ((0.4, [[1], [2]]), (0.8, [[1, 3], [2]]), (1.0, [[0, 1, 2, 3, 4]] * 2)):
+        chosen = chosen_layers(mass, ECEConfig(layers_by="mass", layer_p=share), 2)
+        assert [row.nonzero()[:, 0].tolist() for row in chosen] == wanted
+    assert chosen_layers(mass, ECEConfig(layers_by="attribution"), 2)[0].tolist() == [True, True, False, False, False]
 
 
 def test_one_layer_for_all_is_clustered_by_what_is_seen_there(tiny_lm: Tiny, asked: list[dict[str, Any]]) -> None:

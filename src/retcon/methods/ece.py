@@ -180,8 +180,8 @@ class _Part(MEMIT):
 
 def _check(lm: LM, config: ECEConfig) -> None:
     """Refuse options that no model, or not this one, can follow."""
-    if (config.width is not None and config.width < 1) or config.p <= 0 or config.cluster_p <= 0:
-        raise RetconError("width, p and cluster_p must be above 0")
+    if (config.width is not None and config.width < 1) or min(config.p, config.cluster_p, config.layer_p) <= 0:
+        raise RetconError("width, p, cluster_p and layer_p must be above 0")
     if config.n_clusters is not None and config.n_clusters < 1:
         raise RetconError(f"{config.n_clusters} clusters cannot be made; give n_clusters of 1 or more")
     if not 0 <= config.warm_start < max(config.steps, 1):

@@ -20,7 +20,7 @@ from retcon.methods import clusters
 from retcon.methods.memit import MEMITConfig
 from retcon.requests import Edit, split_prompt, tied
 
-__all__ = ["ECEConfig", "Piece", "Plan", "plan", "windows"]
+__all__ = ["ECEConfig", "Piece", "Plan", "chosen_layers", "plan", "windows"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,10 +37,13 @@ class ECEConfig(MEMITConfig):
     """gradient x activation, one pass for all layers, or `integrated` gradients, `integration_steps` a layer."""
     integration_steps: int = 20
     """Points of the integral."""
-    layers_by: Literal["fixed", "attribution"] = "fixed"
-    """Each cluster's layers: the same window for all, or the window that holds the most of its attributions."""
+    layers_by: Literal["fixed", "attribution", "mass"] = "fixed"
+    """Each cluster's layers: the same window for all; the window that holds the most of its attributions; or as many
+    layers, neighbours or not, as hold the share `layer_p` of them."""
     width: int | None = None
     """Layers of a window; by default as many as the family edits."""
+    layer_p: float = 0.5
+    """Share of the attributions' sum, over all layers looked at, that the layers chosen by `mass` hold."""
     groups: Literal["clusters", "random", "none"] = "clusters"
     """What is solved together: facts with like explanations, groups of the same sizes drawn at random, or all."""
     n_clusters: int | None = None
@@ -108,6 +111,14 @@ def plan(lm: LM, edits: Sequence[Edit], config: ECEConfig, fixed: tuple[int, ...
     return Plan(labels, pieces)
 
 
+def chosen_layers(mass: Float[Tensor, "n layers"], config: ECEConfig, width: int) -> Bool[Tensor, "n layers"]:
+    """The layers of each row: by `mass`, the largest up to a share; else the best `width` neighbours."""
+    if config.layers_by == "mass":
+        return top_neurons(mass, config.layer_p)
+    first, place = windows(mass, width)[:, None], torch.arange(mass.shape[1])
+    return (first <= place) & (place < first + width)
+
+
 def windows(mass: Float[Tensor, "n layers"], width: int) -> Int[Tensor, " n"]:
     """Where the `width` neighbouring layers begin that hold the most of each row; the lowest of equals."""
     return mass.unfold(1, min(width, mass.shape[1]), 1).sum(2).argmax(1)
@@ -130,11 +141,10 @@ def _labels(
         return [0] * n
     order = sorted(range(n), key=lambda i: (storage.digest(edits[i].prompt, edits[i].subject, edits[i].target), i))
     mass = torch.stack([scores.sum(1) for scores in strength.values()], 1)  # (N, layers)
-    first = windows(mass, width)
-    sets = []
-    for place, scores in enumerate(strength.values()):
-        inside = (first <= place) & (place < first + width)
-        sets.append(top_neurons(scores, config.cluster_p) & (inside & (mass[:, place] > 0))[:, None])
+    inside = chosen_layers(mass, config, width) & (mass > 0)
+    sets = [
+        top_neurons(scores, config.cluster_p) & inside[:, place, None] for place, scores in enumerate(strength.values())
+    ]
     found = clusters.clustered(
         torch.cat(sets, 1)[order], config.n_clusters, most=config.most_clusters, seed=config.seed
     )
@@ -175,8 +185,8 @@ def _piece(
 ) -> Piece:
     """Layers and neurons of one cluster, by the sums of its members' attributions."""
     sums = {layer: scores[list(facts)].sum(0) for layer, scores in strength.items()}
-    start = int(windows(torch.stack([total.sum() for total in sums.values()])[None], width))
-    layers = tuple(sums)[start : start + width]
+    (inside,) = chosen_layers(torch.stack([total.sum() for total in sums.values()])[None], config, width)
+    layers = tuple(layer for layer, chosen in zip(sums, inside.tolist(), strict=True) if chosen)
     neurons: dict[int, Tensor] = {}
     counts, mass = [], []
     for layer in layers:
