@@ -1,5 +1,6 @@
 """Asking each question once, and remembering on disk what was said."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from retcon import forward
 from retcon.caches import Store
 from retcon.evaluate import answers, generating
 from retcon.evaluate.answers import Answers, place
+from retcon.evaluate.gradients import gradient_scores
 from retcon.forward import Scored
 from retcon.lm import LM
 from retcon.testing import tiny_model, tiny_tokenizer
@@ -122,6 +124,20 @@ def test_details_come_back_from_the_store(lm: LM, tmp_path: Path, monkeypatch: p
     again = Answers(lm, store)
     assert again.detailed(pairs) == first
     assert again.cached == 2
+
+
+def test_gradients_come_back_from_the_store(lm: LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "answers.sqlite")
+    pairs = [(PROMPT, (5, 6)), (OTHER, (7,)), (PROMPT, (5, 6))]
+    first = Answers(lm, store).gradients(pairs)
+    assert list(first.values()) == pytest.approx(gradient_scores(lm, pairs[:2]), rel=1e-6)
+    monkeypatch.setattr(answers, "gradient_scores", lambda _lm, missing: [math.nan for _ in missing])
+    again = Answers(lm, store)
+    assert again.gradients(pairs) == first
+    assert again.cached == 2
+    Answers(lm, store).gradients([(OTHER, (8,))])
+    monkeypatch.setattr(answers, "gradient_scores", lambda *_: pytest.fail("asked again"))
+    assert math.isnan(Answers(lm, store).gradients([(OTHER, (8,))])[OTHER, (8,)])
 
 
 def test_answers_are_kept_by_weights_and_what_is_on(lm: LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

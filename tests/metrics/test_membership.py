@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from retcon.metrics.membership import (
     auc,
+    gradient_score,
     loss_score,
     min_k,
     min_k_plus_plus,
@@ -29,6 +30,8 @@ def test_scores_of_one_text() -> None:
     assert min_k(values, 0.01) == 4.0  # at least one
     assert min_k(values, 1.0) == loss_score(values)
     assert reference_score(values, [-1.0]) == 1.0
+    assert reference_score(values, [-0.5, -1.5]) == reference_score([-2.0], [-1.0])
+    assert gradient_score([0.5, 0.0, 1.0]) == 0.5
 
 
 def test_min_k_plus_plus_takes_each_token_against_its_own_distribution() -> None:
@@ -40,6 +43,7 @@ def test_min_k_plus_plus_takes_each_token_against_its_own_distribution() -> None
 
 def test_a_text_without_tokens_has_no_score() -> None:
     assert loss_score([]) is min_k([]) is zlib_score([], "a") is reference_score([], [-1.0]) is None
+    assert gradient_score([]) is None
 
 
 def test_auc_is_one_where_forget_texts_look_memorised() -> None:

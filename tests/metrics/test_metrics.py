@@ -69,6 +69,8 @@ def test_names_of_forgetting_are_pinned() -> None:
         "mia_zlib",
         "mia_min_k",
         "mia_min_k_plus_plus",
+        "mia_reference",
+        "mia_grad_norm",
         "privleak",
         "rel_diff",
     ]

@@ -13,6 +13,7 @@ from retcon import forward, storage
 from retcon.caches import Store
 from retcon.evaluate.detail import Detail, details
 from retcon.evaluate.generating import written
+from retcon.evaluate.gradients import gradient_scores
 from retcon.forward import Scored
 from retcon.lm import LM
 from retcon.patch import active
@@ -72,6 +73,21 @@ class Answers:
         if missing:
             new = dict(zip(missing, details(self._lm, missing), strict=True))
             self._keep({keys[pair]: _detail_bytes(detail) for pair, detail in new.items()})
+            found |= new
+        return found
+
+    def gradients(self, pairs: Iterable[Pair]) -> dict[Pair, float]:
+        """How steeply each continuation's loss rises at the weights: `gradient_scores`, NaN where it is not finite.
+
+        Raises:
+            NoGradient: this model, or what is on it, has none.
+        """
+        keys = {pair: _key("gradient", *pair) for pair in dict.fromkeys(pairs)}
+        found = {pair: _number(value) for pair, value in self._recall(keys).items()}
+        missing = [pair for pair in keys if pair not in found]
+        if missing:
+            new = dict(zip(missing, gradient_scores(self._lm, missing), strict=True))
+            self._keep({keys[pair]: _number_bytes(value) for pair, value in new.items()})
             found |= new
         return found
 
@@ -156,6 +172,14 @@ def _detail_bytes(detail: Detail) -> bytes:
 def _detail(value: bytes) -> Detail:
     ranks, means, variances = np.frombuffer(value, "<f8").reshape(3, -1).tolist()
     return Detail(ranks, means, variances)
+
+
+def _number_bytes(value: float) -> bytes:
+    return np.asarray([value], dtype="<f8").tobytes()
+
+
+def _number(value: bytes) -> float:
+    return float(np.frombuffer(value, "<f8")[0])
 
 
 def _id_bytes(ids: Ids) -> bytes:

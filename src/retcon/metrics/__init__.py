@@ -239,6 +239,13 @@ FORGET_METRICS: dict[str, Metric] = {
     "mia_min_k_plus_plus": Metric(
         "As mia_min_k, each token against the model's own distribution there.", "lower", "gain"
     ),
+    "mia_reference": Metric("As mia_loss, by the loss minus that of a retain-only model.", "lower", "gain"),
+    "mia_grad_norm": Metric(
+        "As mia_loss, by the norm of the loss's gradient at a weight tensor, in the mean over these.",
+        "lower",
+        "gain",
+        rule="l2 norms; the floating-point weights of the model count, those of the patch do not.",
+    ),
     "privleak": Metric(
         "mia_min_k against that of a retain-only model, in percent: near 0 is right, far below is still memorised.",
         "higher",

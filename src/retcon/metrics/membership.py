@@ -10,7 +10,17 @@ from collections.abc import Sequence
 
 from retcon.metrics.success import mean_logprob
 
-__all__ = ["auc", "loss_score", "min_k", "min_k_plus_plus", "privleak", "reference_score", "rel_diff", "zlib_score"]
+__all__ = [
+    "auc",
+    "gradient_score",
+    "loss_score",
+    "min_k",
+    "min_k_plus_plus",
+    "privleak",
+    "reference_score",
+    "rel_diff",
+    "zlib_score",
+]
 
 
 def loss_score(logprobs: Sequence[float]) -> float | None:
@@ -24,13 +34,26 @@ def loss_score(logprobs: Sequence[float]) -> float | None:
 
 
 def reference_score(logprobs: Sequence[float], reference: Sequence[float]) -> float | None:
-    """`loss_score` under the model minus that under a model that has not seen the text.
+    """`loss_score` under the model minus that under one that has not seen the text. Carlini et al. (arXiv 2012.07805).
+
+    Args:
+        logprobs: of each token under the model, in nats.
+        reference: of each token under the other model, or their mean alone.
 
     >>> reference_score([-1.0], [-3.0])
     -2.0
     """
     own, other = loss_score(logprobs), loss_score(reference)
     return None if own is None or other is None else own - other
+
+
+def gradient_score(norms: Sequence[float]) -> float | None:
+    """The mean of the l2 norms of the loss's gradient, one a weight tensor. Wang et al. (arXiv 2402.17012).
+
+    >>> gradient_score([1.0, 3.0])
+    2.0
+    """
+    return math.fsum(norms) / len(norms) if norms else None
 
 
 def zlib_score(logprobs: Sequence[float], text: str) -> float | None:

@@ -1,8 +1,15 @@
 """From values to figures, where the model does not matter."""
 
+import math
+from dataclasses import replace
+
 import pytest
 
-from retcon.evaluate.forgetting.measure import Twin, Values, evenness, figures, quality
+from retcon.evaluate.answers import Pair
+from retcon.evaluate.forgetting.heard import Heard
+from retcon.evaluate.forgetting.measure import Twin, Values, attacks, evenness, figures, measure, quality
+from retcon.evaluate.forgetting.plan import Item, Plan
+from retcon.requests import Forget, ForgetCase
 
 
 def values(**more: object) -> Values:
@@ -30,6 +37,33 @@ def test_attacks_are_held_against_the_twin() -> None:
     assert found == {"mia_min_k": 1.0, "privleak": -100.0, "rel_diff": 100.0}
     assert figures(names, values(membership=scores), None) == {"mia_min_k": 1.0, "privleak": None, "rel_diff": None}
     assert figures(names[1:], values(membership=scores), Twin([], None)) == {"privleak": None, "rel_diff": None}
+
+
+def test_losses_are_set_against_those_of_the_twin_item_by_item() -> None:
+    scores = {"mia_loss": ([1.0, 2.0, 0.5], [3.0, 1.0])}
+    twin = Twin([], None, {"forget": [1.5, 2.25, 0.5], "holdout": [3.5, 0.0]})
+    found = attacks(values(membership=scores), twin)
+    assert found == scores | {"mia_reference": ([-0.5, -0.25, 0.0], [-0.5, 1.0])}
+    # the first holdout item is level with one forget item and above none; the second is above all three
+    assert figures(["mia_reference"], values(membership=scores), twin) == {"mia_reference": (0.5 + 3) / 6}
+    partly = replace(twin, losses={"forget": [None, 2.25, 0.5], "holdout": [3.5, 0.0]})
+    assert figures(["mia_reference"], values(membership=scores), partly) == {"mia_reference": 2 / 4}
+    for other in (None, Twin([], 0.5)):
+        assert figures(["mia_reference"], values(membership=scores), other) == {"mia_reference": None}
+    assert figures(["mia_reference"], values(), twin) == {"mia_reference": None}
+
+
+def test_a_gradient_that_is_not_finite_is_left_out() -> None:
+    case = ForgetCase(Forget("q", "a"))
+    first, second, other = (Item(case, (n,), (5,), (5,), ()) for n in range(3))
+    plan = Plan(frozenset({"mia_grad_norm"}), {"forget": (first, second), "holdout": (other,)}, False, 1, speaks=False)
+    slopes: dict[Pair, float] = {((0,), (5,)): 0.5, ((1,), (5,)): math.nan, ((2,), (5,)): 0.75}
+    heard = Heard({}, {}, {}, {}, frozenset(), slopes=slopes)
+    found = measure(plan, heard, heard)
+    assert found.membership == {"mia_grad_norm": ([0.5], [0.75])}
+    assert figures(["mia_grad_norm"], found, None) == {"mia_grad_norm": 1.0}
+    none = measure(plan, replace(heard, slopes={}, no_slopes="why"), heard)
+    assert (none.membership, none.no_slopes) == ({}, "why")
 
 
 def test_the_test_of_ratios_skips_items_without_one() -> None:

@@ -28,6 +28,7 @@ def test_the_default_figures_and_those_that_a_twin_allows() -> None:
     assert set(resolve(None, near=True)) == {*planning.DEFAULT, "locality_near"}
     assert resolve(None, twin=True, holdout=True)[-3:] == ["forget_quality", "privleak", "rel_diff"]
     assert resolve(["leakage", "all"]) == list(FORGET_METRICS)
+    assert resolve(["membership"]) == [name for name in FORGET_METRICS if name.startswith("mia_")]
     with pytest.raises(RetconError, match="no metric 'efficacy' of forgetting"):
         resolve(["efficacy"])
 
@@ -41,12 +42,24 @@ def test_only_what_a_figure_needs_is_asked(world: World) -> None:
     assert len(set(planning.prompts(plan))) == 4 + 7 + 3
     plan = made(world, "mia_min_k_plus_plus")
     assert len(set(planning.pairs(plan))) == len(set(planning.ranked(plan))) == 4 + 4
+    plan = made(world, "mia_grad_norm")
+    assert list(planning.pairs(plan)) == list(planning.ranked(plan)) == []
+    assert list(planning.sloped(plan)) == [
+        (item.prompt, item.answer) for name in ("forget", "holdout") for item in plan.sets[name]
+    ]
+    alone = planning.make(world.lm, {"forget": world.forget}, ["mia_grad_norm"], max_new_tokens=4, seed=0)
+    assert list(planning.sloped(alone)) == []
+    plan = made(world, "mia_reference")
+    assert "mia_loss" in plan.wanted
+    assert len(set(planning.pairs(plan))) == 4 + 4
+    assert list(planning.sloped(plan)) == []
     plan = made(world, "forget_quality")
     assert "truth_ratio" in plan.wanted
     assert len(set(planning.pairs(plan))) == 4 * (1 + 2)
 
 
 def test_a_twin_is_asked_for_what_it_is_checked_by(world: World) -> None:
+    assert list(planning.sloped(made(world, "mia_grad_norm", twin=True).of_twin())) == []
     plan = made(world, "reliability", twin=True)
     assert plan.wanted >= {"probability", "mia_min_k"}
     other = plan.of_twin()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
+import torch
 from tests.evaluate.forgetting.conftest import World
 
+from retcon import tokens
 from retcon.errors import RetconError
 from retcon.evaluate import Reference, evaluate_forgetting, reference_record
 from retcon.evaluate.forgetting.reference import Marks, marks
@@ -19,8 +22,13 @@ from retcon.testing import tiny_model, tiny_tokenizer
 
 MARKS = Marks(items="a", retain="b", tokenizer="c", template="d")
 FIT = Reference(
-    marks=MARKS, n={"forget": 2}, probability=0.1, truth_ratios=[0.9, None], membership={"mia_min_k": 0.5}
-)  # fmt: skip
+    marks=MARKS,
+    n={"forget": 2, "holdout": 1},
+    probability=0.1,
+    truth_ratios=[0.9, None],
+    membership={"mia_min_k": 0.5},
+    losses={"forget": [1.25, None], "holdout": [0.1]},
+)
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -29,6 +37,18 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["role"] == "retain_only"
     assert FIT.twin.ratios == [0.9, None]
     assert FIT.twin.auc == 0.5
+    assert FIT.twin.losses == {"forget": [1.25, None], "holdout": [0.1]}
+
+
+def test_a_record_of_before_losses_were_kept_is_read_and_fit(tmp_path: Path) -> None:
+    path = FIT.save(tmp_path / "reference.json")
+    data = json.loads(path.read_text())
+    del data["losses"]
+    path.write_text(json.dumps(data))
+    old = Reference.load(path)
+    assert old == replace(FIT, losses={})
+    assert old.problems(MARKS, 0.9) == []
+    assert Reference.load(old.save(path)) == old
 
 
 def test_a_fit_record_has_no_problem() -> None:
@@ -99,6 +119,17 @@ def test_a_record_with_a_wrong_value_is_refused(tmp_path: Path, key: str) -> Non
         Reference.load(path)
 
 
+@pytest.mark.parametrize(
+    "losses",
+    [{"forget": [0.5]}, {"forget": [0.5], "holdout": [1]}, {"forget": [0.5, "1"], "holdout": [1]}, [0.5], None],
+)
+def test_losses_that_are_not_one_an_item_are_refused(tmp_path: Path, losses: Any) -> None:
+    path = FIT.save(tmp_path / "reference.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "losses": losses}))
+    with pytest.raises(RetconError, match="damaged"):
+        Reference.load(path)
+
+
 def test_marks_tell_items_order_answers_and_how_they_are_asked(world: World) -> None:
     first, second = world.forget[:2]
     sets = {"forget": [first, second], "holdout": []}
@@ -124,6 +155,58 @@ def test_a_record_holds_no_text(world: World, tmp_path: Path) -> None:
     assert record.n == {"forget": 4, "holdout": 4}
     assert set(record.membership) == {"mia_loss", "mia_zlib", "mia_min_k"}
     assert len(record.truth_ratios) == 4
+
+
+def test_a_record_keeps_the_loss_of_each_answer_in_order(world: World) -> None:
+    record = reference_record(world.twin, world.forget, retain=world.retain, holdout=world.holdout)
+    with torch.no_grad():
+        for name, cases in (("forget", world.forget), ("holdout", world.holdout)):
+            assert record.losses[name] == pytest.approx([loss(world.twin, case) for case in cases], rel=1e-4)
+    alone = reference_record(world.twin, world.forget, retain=world.retain)
+    assert alone.losses == {"forget": pytest.approx(record.losses["forget"]), "holdout": []}
+
+
+def loss(lm: LM, case: ForgetCase) -> float:
+    """-mean log p of a token of the answer and its end, from one row of logits."""
+    text = lm.render(case.forget.question)
+    start, wanted = tokens.encode(lm, text), tokens.target_ids(lm, text, f"{case.forget.answer}</s>")
+    rows = lm.model(torch.tensor([start + wanted])).logits[0].double().log_softmax(-1)[len(start) - 1 : -1]
+    return -fmean(float(row[token]) for row, token in zip(rows, wanted, strict=True))
+
+
+def test_losses_are_attacked_against_those_of_the_reference(world: World, tmp_path: Path) -> None:
+    sets = {"forget": world.forget, "holdout": world.holdout}
+    with torch.no_grad():
+        apart = {name: [loss(world.lm, case) - loss(world.twin, case) for case in sets[name]] for name in sets}
+        with world.untaught.on(world.lm.model):
+            later = {name: [loss(world.lm, case) - loss(world.twin, case) for case in sets[name]] for name in sets}
+    record = reference_record(world.twin, world.forget, retain=world.retain, holdout=world.holdout)
+    read = Reference.load(record.save(tmp_path / "r.json"))
+    options: dict[str, Any] = {"metrics": ["mia_reference"], "holdout": world.holdout, "force_reference": True}
+
+    def judged(**more: Any) -> Any:
+        return evaluate_forgetting(world.lm, world.forget, world.retain, **(options | more))
+
+    report = judged(twin=read, patch=world.untaught)
+    assert report.before == {"mia_reference": area(**apart)}
+    assert report.metrics == {"mia_reference": area(**later)}
+    assert area(**later) < area(**apart) > 0.8
+    assert set(report.intervals) == set(report.before_intervals) == {"mia_reference"}
+    spot = judged(twin=world.twin, patch=world.untaught)
+    assert (spot.metrics, spot.before, spot.intervals) == (report.metrics, report.before, report.intervals)
+    for twin, more, reason in (
+        (replace(read, losses={}), {}, "the record of the reference has no losses; make it again"),
+        (None, {}, "there is no model trained without the questions to forget; give a reference"),
+        (None, {"holdout": ()}, "there are no questions that no model was trained on; give holdout"),
+    ):
+        report = judged(twin=twin, **more)
+        assert report.metrics == {"mia_reference": None}
+        assert report.not_applicable == report.before_not_applicable == {"mia_reference": reason}
+        assert report.intervals == {}
+
+
+def area(forget: list[float], holdout: list[float]) -> float:
+    return fmean((h > f) + 0.5 * (h == f) for f in forget for h in holdout)
 
 
 def test_a_later_run_reads_the_record_of_an_earlier_one(world: World, tmp_path: Path) -> None:

@@ -23,11 +23,12 @@ from retcon.forget import detector, edits_of, find_subjects
 from retcon.forget.plan import ACCESS_CONTROL
 from retcon.forget.privacy import id_of
 from retcon.forget.target import Target
+from retcon.forget_bench.judge import FIGURES
 from retcon.lm import LM
 from retcon.metrics import FORGET_METRICS
 from retcon.metrics.forgotten import locality, reliability
 from retcon.metrics.rouge import rougel_recall
-from retcon.patch import Patch
+from retcon.patch import Dense, ForwardRecord, Patch
 from retcon.requests import Forget, ForgetCase
 from retcon.storage import salted
 from retcon.testing import tiny_model, tiny_tokenizer
@@ -66,6 +67,15 @@ class Slow:
     def ranks(self, question: str, answer: str) -> list[int]:
         rows, wanted = self.rows(question, answer)
         return [int((row > row[token]).sum()) + 1 for row, token in zip(rows, wanted, strict=True)]
+
+    def steepness(self, question: str, answer: str) -> float:
+        """The mean norm of the gradient of the loss, by autograd on the whole row; of weights and not of a patch."""
+        text = self.lm.render(question)
+        start, wanted = tokens.encode(self.lm, text), tokens.target_ids(self.lm, text, f"{answer}</s>")
+        rows = self.lm.model(torch.tensor([start + wanted])).logits[0].log_softmax(-1)[len(start) - 1 : -1]
+        loss = -rows[range(len(wanted)), wanted].mean()
+        slopes = torch.autograd.grad(loss, list(self.lm.model.parameters()))
+        return fmean(float(slope.square().sum().sqrt()) for slope in slopes)
 
     def says(self, question: str, n: int = 40) -> str:
         return " ".join(tokens.decode(self.lm, self.own(question, n)).split())
@@ -140,6 +150,7 @@ def defined(slow: Slow, world: World, first: dict[str, str]) -> dict[str, float]
         "mia_zlib": attack(lambda q, a: slow.loss(q, a) / len(zlib.compress(a.encode()))),
         "mia_min_k": attack(lambda q, a: lowest(slow.nats(q, a))),
         "mia_min_k_plus_plus": attack(plus_plus),
+        "mia_grad_norm": attack(slow.steepness),
     }
 
 
@@ -445,7 +456,10 @@ def test_groups_are_named_and_unknown_names_are_refused(world: World) -> None:
     report = judged(world, metrics=asked, holdout=world.holdout)
     assert list(report.metrics) == [
         "rouge1_recall_porter", "rougel_recall_porter", "mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus",
+        "mia_reference", "mia_grad_norm",
     ]  # fmt: skip
+    assert set(report.not_applicable) == {"mia_reference"}
+    assert set(report.intervals) == set(report.metrics) - {"mia_reference"}
     with pytest.raises(RetconError, match=r"no metric 'beauty' of forgetting; choose from all, rouge"):
         judged(world, metrics=["beauty"])
     with pytest.raises(RetconError, match="no questions to forget"):
@@ -456,10 +470,47 @@ def test_groups_are_named_and_unknown_names_are_refused(world: World) -> None:
         judged(world, sample=0)
 
 
+class Shut(Dense):
+    """A change that no gradient comes back through."""
+
+    def apply(self, x: torch.Tensor, y: torch.Tensor, record: ForwardRecord | None = None) -> torch.Tensor:
+        """The change, without how it came about."""
+        return Dense.apply(self, x, y, record).detach()
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Shut:
+        """Itself."""
+        return self
+
+
+def test_a_patch_without_gradients_costs_one_figure_of_the_edited_model(
+    world: World, traces: Callable[[torch.nn.Module], Any]
+) -> None:
+    before = traces(world.lm.model)
+    path, entry = next(iter(world.refusing.entries.items()))
+    shut = replace(world.refusing, entries=dict(world.refusing.entries) | {path: Shut(entry.delta())})
+    report = judged(world, patch=shut, metrics=["mia_loss", "mia_grad_norm"], holdout=world.holdout)
+    said = f"the dense at {path} lets no gradient through; leave the figure out"
+    assert report.not_applicable == {"mia_grad_norm": said}
+    assert report.metrics["mia_grad_norm"] is None
+    assert report.before["mia_grad_norm"] is not None
+    assert report.before_not_applicable == {}
+    assert report.metrics["mia_loss"] is not None
+    assert traces(world.lm.model) == before
+
+
+def test_gradients_are_taken_where_they_are_asked_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "gradient_scores", lambda *_: pytest.fail("taken"))
+    given: dict[str, Any] = {"holdout": world.holdout, "twin": world.untaught, "force_reference": True}
+    judged(world, **given)
+    judged(world, metrics=FIGURES, **given)
+    judged(world, metrics=["mia_grad_norm"])
+
+
 def test_the_model_is_left_as_it_was(world: World, traces: Callable[[torch.nn.Module], Any]) -> None:
     before = traces(world.lm.model)
     judged(world, metrics=["all"], holdout=world.holdout)
     assert traces(world.lm.model) == before
+    assert all(weight.grad is None for weight in world.lm.model.parameters())
     assert world.lm.chat is True
 
 
@@ -493,7 +544,7 @@ def test_other_families_and_tokenizers_are_judged_too(world: World) -> None:
         assert report.provenance["asked"] == "plain"
         assert set(report.not_applicable) <= {
             "refusal_quality", "leakage", "leak_10", "locality_near", "forget_quality", "model_utility", "privleak",
-            "rel_diff",
+            "rel_diff", "mia_reference",
         }  # fmt: skip
 
 

@@ -55,6 +55,22 @@ def test_attacks_and_what_is_made_of_them_have_intervals() -> None:
     assert list(intervals(names, values, None, sets(items(30), holdout=items(20)), 0)) == ["mia_min_k"]
 
 
+def test_the_attacks_by_gradients_and_against_a_reference_have_intervals_too() -> None:
+    draw = np.random.default_rng(0)
+    sides = [draw.normal(0, 1, 30).tolist(), draw.normal(1, 1, 20).tolist()]
+    values = Values([], [], {}, [], {"mia_loss": (sides[0], sides[1]), "mia_grad_norm": (sides[0], sides[1])})
+    names, all_sets = ["mia_loss", "mia_reference", "mia_grad_norm"], sets(items(30), holdout=items(20))
+    level = Twin([], None, {"forget": [2.0] * 30, "holdout": [2.0] * 20})
+    found = intervals(names, values, level, all_sets, 0)
+    assert list(found) == names
+    assert len(set(found.values())) == 1  # a loss that is the same everywhere changes no order
+    apart = Twin([], None, {"forget": [0.0] * 30, "holdout": [9.0] * 20})
+    assert intervals(names, values, apart, all_sets, 0)["mia_reference"] == (0, 0)
+    partly = Twin([], None, {"forget": [0.0] * 29 + [None], "holdout": [9.0] * 20})
+    assert list(intervals(names, values, partly, all_sets, 0)) == ["mia_loss", "mia_grad_norm"]
+    assert list(intervals(names, values, None, all_sets, 0)) == ["mia_loss", "mia_grad_norm"]
+
+
 def test_utility_has_one_where_each_of_its_sets_has() -> None:
     rows = [{"probability": p, "rouge": p, "truth_ratio": p} for p in (0.4, 0.5, 0.6)]
     full = {"retain": rows, "real_authors": rows, "world_facts": rows}

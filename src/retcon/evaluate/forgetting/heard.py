@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from retcon import tokens
 from retcon.evaluate.answers import Answers, Ids, Pair
 from retcon.evaluate.detail import Detail
-from retcon.evaluate.forgetting.plan import Plan, pairs, prompts, ranked
+from retcon.evaluate.forgetting.plan import Plan, pairs, prompts, ranked, sloped
+from retcon.evaluate.gradients import NoGradient
 from retcon.forget.samples import sampled
 from retcon.forward import Scored
 from retcon.lm import LM
@@ -31,6 +32,10 @@ class Heard:
     """Prompts whose answers were cut off at the most tokens."""
     drawn: Mapping[Ids, Sequence[str]] = field(default_factory=dict)
     """Answers drawn at random to the prompts to forget, where they are wanted."""
+    slopes: Mapping[Pair, float] = field(default_factory=dict)
+    """`gradient_scores` of the answers to forget and of holdout, where they are wanted; NaN where not finite."""
+    no_slopes: str = ""
+    """Why there are none, where they are wanted."""
 
 
 def ask(lm: LM, plan: Plan, answers: Answers, first: Heard | None = None) -> Heard:
@@ -45,6 +50,7 @@ def ask(lm: LM, plan: Plan, answers: Answers, first: Heard | None = None) -> Hea
     wanted = dict.fromkeys(prompts(plan))
     said = answers.greedy(wanted, plan.max_new_tokens, stop_at_eos=True) if wanted else {}
     own = said if first is None else first.own
+    slopes, no_slopes = _slopes(plan, answers)
     return Heard(
         said={prompt: " ".join(tokens.decode(lm, list(ids)).split()) for prompt, ids in said.items()},
         own=said,
@@ -52,7 +58,17 @@ def ask(lm: LM, plan: Plan, answers: Answers, first: Heard | None = None) -> Hea
         details=answers.detailed(ranked(plan)),
         cut=frozenset(prompt for prompt, ids in said.items() if len(ids) == plan.max_new_tokens),
         drawn=_drawn(lm, plan) if plan.speaks and "leak_10" in plan.wanted else {},
+        slopes=slopes,
+        no_slopes=no_slopes,
     )
+
+
+def _slopes(plan: Plan, answers: Answers) -> tuple[dict[Pair, float], str]:
+    """The gradients of the answers, else why there are none."""
+    try:
+        return answers.gradients(sloped(plan)), ""
+    except NoGradient as error:
+        return {}, str(error)
 
 
 def _answered(plan: Plan, own: Mapping[Ids, Ids]) -> list[Pair]:

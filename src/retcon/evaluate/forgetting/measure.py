@@ -13,7 +13,16 @@ from retcon.forget.detector import refuses
 from retcon.metrics import FORGET_METRICS
 from retcon.metrics.fluency import fluency, words
 from retcon.metrics.forgotten import drift, forgotten, kept, leaks
-from retcon.metrics.membership import auc, loss_score, min_k, min_k_plus_plus, privleak, rel_diff, zlib_score
+from retcon.metrics.membership import (
+    auc,
+    loss_score,
+    min_k,
+    min_k_plus_plus,
+    privleak,
+    reference_score,
+    rel_diff,
+    zlib_score,
+)
 from retcon.metrics.memorised import (
     exact_memorisation,
     extraction_strength,
@@ -29,7 +38,7 @@ from retcon.metrics.rouge import rouge1_recall, rougel_recall
 from retcon.metrics.summary import mean
 from retcon.metrics.twin import ForgetQuality, Utility, forget_quality, model_utility
 
-__all__ = ["Row", "Twin", "Values", "evenness", "figures", "measure", "quality"]
+__all__ = ["Row", "Twin", "Values", "attacks", "evenness", "figures", "measure", "quality"]
 
 Value = float | None
 Row = dict[str, Value]
@@ -46,6 +55,8 @@ class Twin:
     """R of each forget item."""
     auc: Value
     """Of `mia_min_k`."""
+    losses: Mapping[str, Sequence[Value]] = field(default_factory=dict)
+    """-mean log p of a token, in nats, of each answer of `forget` and `holdout`; empty where the record has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +71,11 @@ class Values:
     ratios: list[Value]
     """R of each forget item; empty where it was not wanted."""
     membership: Mapping[str, tuple[list[float], list[float]]]
-    """For each attack: the scores of forget and of holdout items."""
+    """For each attack that needs no twin: the scores of forget and of holdout items."""
     near: list[Row] = field(default_factory=list)
     """As `retain`, of the near questions."""
+    no_slopes: str = ""
+    """Why `mia_grad_norm` is not there, where the model has no gradients."""
 
 
 def measure(plan: Plan, heard: Heard, first: Heard) -> Values:
@@ -88,7 +101,7 @@ def measure(plan: Plan, heard: Heard, first: Heard) -> Values:
     utility = {name: [_useful(item, heard, name != "retain") for item in plan.sets[name]] for name in sets}
     asked = plan.sets.get("near", ()) if plan.speaks else ()
     near: list[Row] = [{NEAR[0]: kept(heard.said[item.prompt], first.said[item.prompt])} for item in asked]
-    return Values(forget, retain, utility, ratios, _membership(plan, heard), near)
+    return Values(forget, retain, utility, ratios, _membership(plan, heard), near, heard.no_slopes)
 
 
 def _least(plan: Plan, first: Heard) -> float:
@@ -178,6 +191,8 @@ def _membership(plan: Plan, heard: Heard) -> dict[str, tuple[list[float], list[f
 
     def score(item: Item, attack: str) -> Value:
         pair = item.prompt, item.answer
+        if attack == "mia_grad_norm":
+            return None if math.isnan(heard.slopes[pair]) else heard.slopes[pair]
         logprobs = heard.scores[pair].logprobs
         if attack == "mia_min_k_plus_plus":
             return min_k_plus_plus(logprobs, heard.details[pair].means, heard.details[pair].variances)
@@ -189,13 +204,30 @@ def _membership(plan: Plan, heard: Heard) -> dict[str, tuple[list[float], list[f
         found = (score(item, attack) for item in plan.sets[name])
         return [value for value in found if value is not None]
 
-    wanted = [attack for attack in MEMBERSHIP if attack in plan.wanted and plan.sets["holdout"]]
+    missing = {"mia_reference", *(("mia_grad_norm",) if heard.no_slopes else ())}
+    wanted = [attack for attack in MEMBERSHIP if attack in plan.wanted - missing and plan.sets["holdout"]]
     return {attack: (scores("forget", attack), scores("holdout", attack)) for attack in wanted}
+
+
+def attacks(values: Values, twin: Twin | None) -> dict[str, tuple[list[float], list[float]]]:
+    """The scores of each attack on forget and on holdout items, `mia_reference` where a twin tells its losses."""
+    found = dict(values.membership)
+    if "mia_loss" in found and twin is not None and twin.losses:
+        forget, holdout = found["mia_loss"]
+        found["mia_reference"] = _less(forget, twin.losses["forget"]), _less(holdout, twin.losses["holdout"])
+    return found
+
+
+def _less(losses: Sequence[float], reference: Sequence[Value]) -> list[float]:
+    """The losses of some items, each minus that of the reference where it has one."""
+    both = zip(losses, reference, strict=True)
+    found = (None if other is None else reference_score([-own], [-other]) for own, other in both)
+    return [value for value in found if value is not None]
 
 
 def figures(asked: Iterable[str], values: Values, twin: Twin | None) -> dict[str, Value]:
     """Each figure asked for; None where it does not apply."""
-    attacked = {name: auc(*scores) for name, scores in values.membership.items()}
+    attacked = {name: auc(*scores) for name, scores in attacks(values, twin).items()}
     rest = {
         "privleak": partial(privleak, attacked.get("mia_min_k"), None if twin is None else twin.auc),
         "rel_diff": partial(rel_diff, attacked.get("mia_min_k"), None if twin is None else twin.auc),

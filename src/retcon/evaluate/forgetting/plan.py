@@ -27,6 +27,7 @@ __all__ = [
     "prompts",
     "ranked",
     "resolve",
+    "sloped",
 ]
 
 DEFAULT = (
@@ -35,9 +36,11 @@ DEFAULT = (
 )  # fmt: skip
 """The figures of a report for which no others were asked."""
 
-MEMBERSHIP = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")
+MEMBERSHIP = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus", "mia_reference", "mia_grad_norm")
+"""AUCs of attacks. `mia_reference` needs a reference; `mia_grad_norm` takes a backward for each question of both sets,
+and is asked for by its name, by `membership` or by `all` alone."""
 TWIN = ("forget_quality", "privleak", "rel_diff")
-"""Figures that need a model trained without what is to be forgotten."""
+"""Figures that need a model trained without what is to be forgotten, and are shown where there is one."""
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "all": tuple(FORGET_METRICS),
@@ -54,9 +57,16 @@ KEPT = ("locality", "retain_drift", "over_refusal")
 NEAR = ("locality_near",)
 """Figures over the near questions."""
 
-_ANSWER = frozenset({"probability", "exact_memorisation", "extraction_strength", *MEMBERSHIP, "privleak", "rel_diff"})
+_GRADIENT = "mia_grad_norm"
 _PAIRED = frozenset({*MEMBERSHIP, "privleak", "rel_diff"})
-_PARTS = {"forget_quality": ("truth_ratio",), "privleak": ("mia_min_k",), "rel_diff": ("mia_min_k",)}
+_SCORED = _PAIRED - {_GRADIENT}
+_ANSWER = _SCORED | {"probability", "exact_memorisation", "extraction_strength"}
+_PARTS = {
+    "forget_quality": ("truth_ratio",),
+    "privleak": ("mia_min_k",),
+    "rel_diff": ("mia_min_k",),
+    "mia_reference": ("mia_loss",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +200,7 @@ def pairs(plan: Plan) -> Iterator[Pair]:
     useful = UTILITY if "model_utility" in wanted else ()
     for name, ratios, answers in (
         ("forget", "truth_ratio" in wanted, bool(wanted & _ANSWER)),
-        ("holdout", False, bool(wanted & _PAIRED)),
+        ("holdout", False, bool(wanted & _SCORED)),
         *((name, True, True) for name in useful),
     ):
         for item in sets[name]:
@@ -207,3 +217,10 @@ def ranked(plan: Plan) -> Iterator[Pair]:
         yield from ((item.prompt, item.answer) for item in plan.sets["forget"])
     if "mia_min_k_plus_plus" in plan.wanted:
         yield from ((item.prompt, item.answer) for item in plan.sets["holdout"])
+
+
+def sloped(plan: Plan) -> Iterator[Pair]:
+    """Every (prompt, continuation) whose gradient the wanted figures need; none without holdout questions."""
+    if _GRADIENT in plan.wanted and plan.sets["holdout"]:
+        for name in ("forget", "holdout"):
+            yield from ((item.prompt, item.answer) for item in plan.sets[name])

@@ -26,6 +26,8 @@ VERSION = 1
 CHANCE = (0.35, 0.65)
 """Between which the AUC of `mia_min_k` lies for a model that has seen neither side."""
 
+_LATER = {"losses"}
+"""What records of this version may lack."""
 _ROUNDS = 200_000
 _SALT = b"retcon reference 1"
 
@@ -59,7 +61,8 @@ class Reference:
     """What a model trained on the questions to keep alone makes of those to forget; `save` and `load` it as JSON.
 
     It holds no text. Its hash of the items is slow to compute, yet whoever can guess all of the questions and answers
-    of a small set can check the guess: keep it as you keep the set.
+    of a small set can check the guess, and whoever has its model a guess at one answer, by its loss: keep it as you
+    keep the set.
     """
 
     role: str = ROLE
@@ -72,6 +75,9 @@ class Reference:
     """R of each question to forget, in order; None where it has no wrong answers."""
     membership: Mapping[str, float | None]
     """AUC of each attack, forget against holdout; empty without holdout questions."""
+    losses: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    """Of `forget` and `holdout`: -mean log p of a token, in nats, of each answer in order; None where it is not finite.
+    Records of before this was kept have none."""
     model: Mapping[str, Any] = field(default_factory=dict)
     """Which model, and which patch was on."""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -79,7 +85,7 @@ class Reference:
     @property
     def twin(self) -> Twin:
         """The figures that others are held against."""
-        return Twin(self.truth_ratios, self.membership.get("mia_min_k"))
+        return Twin(self.truth_ratios, self.membership.get("mia_min_k"), self.losses)
 
     def save(self, path: str | Path) -> Path:
         """Write the record as JSON, whole or not at all; its path."""
@@ -103,7 +109,7 @@ class Reference:
         if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("version") != VERSION:
             raise RetconError(f"{path} is no reference of version {VERSION}; {made}")
         try:
-            known = {name: data[name] for name in (one.name for one in fields(cls))}
+            known = {one.name: data[one.name] for one in fields(cls) if one.name in data or one.name not in _LATER}
             found = cls(**{**known, "marks": Marks(**known["marks"])})
             _check_numbers(found)
         except (KeyError, TypeError, AttributeError):
@@ -189,8 +195,12 @@ def _slow(value: Any) -> str:
 
 
 def _check_numbers(found: Reference) -> None:
-    numbers = [found.probability, *found.truth_ratios, *found.membership.values()]
+    losses = [value for values in found.losses.values() for value in values]
+    numbers = [found.probability, *found.truth_ratios, *found.membership.values(), *losses]
     if not all(value is None or isinstance(value, int | float) for value in numbers):
+        raise TypeError
+    counts = {name: len(values) for name, values in found.losses.items()}
+    if counts and counts != {name: found.n[name] for name in ("forget", "holdout")}:
         raise TypeError
 
 

@@ -51,8 +51,12 @@ def _reason(
         return "there are no questions close to those to forget; give near"
     if name in (*MEMBERSHIP, *TWIN[1:]) and not given["holdout"]:
         return "there are no questions that no model was trained on; give holdout"
-    if name in TWIN and reference is None:
+    if name in (*TWIN, "mia_reference") and reference is None:
         return "there is no model trained without the questions to forget; give a reference"
+    if name == "mia_reference" and reference is not None and not reference.losses:
+        return "the record of the reference has no losses; make it again"
+    if name == "mia_grad_norm" and values.no_slopes:
+        return values.no_slopes
     if name in TWIN[1:]:
         return "the reference has no membership figures, or one that cannot be divided by; make it with holdout"
     if name == "forget_quality" and not any(ratio is not None for ratio in values.ratios):
@@ -68,6 +72,8 @@ def _reason(
         "refusal_quality": "nothing was refused, so that there is no refusal to judge",
         "generalization": "no question has another wording whose answer can be compared",
         "truth_ratio": "no question to forget has wrong answers (perturbed_answers)",
+        "mia_reference": "the answers to one of the sets have no finite loss under the reference",
+        "mia_grad_norm": "the gradients of all answers to one of the sets are too large for the model's precision",
     }.get(name, "no answer to forget has a word or token to compare")
 
 

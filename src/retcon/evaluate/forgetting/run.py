@@ -63,7 +63,9 @@ def evaluate_forgetting(
         patch: put on for the second measurement; None measures the model alone, and `metrics` equals `before`.
         metrics: names of `retcon.metrics.FORGET_METRICS`, or `all`, `rouge`, `membership`; None is reliability,
             generalization, locality, retain_drift, refusal_rate, over_refusal, refusal_quality and leakage, and those
-            that a twin or near questions allow.
+            that a twin or near questions allow. The dear one is mia_grad_norm, also in `all` and `membership`: with
+            holdout questions, a backward for each of them and each to forget, and memory for as many gradients as
+            there are weights.
         twin: a model trained without what is to be forgotten: a patch that makes it of `lm`, another model, or a record
             of one. It is checked, and refused where it cannot be such a model.
         near: questions close to those to forget whose answers are to stay; they are judged apart, by locality_near.

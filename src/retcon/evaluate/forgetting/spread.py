@@ -5,7 +5,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from retcon.evaluate.forgetting.measure import Twin, Values
+from retcon.evaluate.forgetting.measure import Twin, Values, attacks
 from retcon.evaluate.forgetting.plan import KEPT, NEAR, UTILITY, Item
 from retcon.metrics import FORGET_METRICS
 from retcon.metrics.intervals import interval, resample_means
@@ -42,7 +42,7 @@ def intervals(
     samples |= _means(values.near, sets.get("near", ()), NEAR, seed)
     attacked = {
         name: _auc(scores, clusters(sets["forget"]), clusters(sets["holdout"]), seed)
-        for name, scores in values.membership.items()
+        for name, scores in attacks(values, twin).items()
     }
     samples |= {name: found for name, found in attacked.items() if found is not None}
     found = attacked.get("mia_min_k")

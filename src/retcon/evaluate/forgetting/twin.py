@@ -1,5 +1,6 @@
 """Making the record of a model that was trained without what is to be forgotten, and taking one in."""
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
@@ -8,15 +9,15 @@ from retcon.errors import RetconError
 from retcon.evaluate import provenance as origins
 from retcon.evaluate.answers import Answers, place
 from retcon.evaluate.forgetting import plan as planning
-from retcon.evaluate.forgetting.heard import ask
+from retcon.evaluate.forgetting.heard import Heard, ask
 from retcon.evaluate.forgetting.measure import measure
-from retcon.evaluate.forgetting.plan import Plan
+from retcon.evaluate.forgetting.plan import Item, Plan
 from retcon.evaluate.forgetting.reference import Marks, Reference, marks
 from retcon.evaluate.sampling import sampled
 from retcon.forget.asking import asking
 from retcon.forget.privacy import secret
 from retcon.lm import LM
-from retcon.metrics.membership import auc
+from retcon.metrics.membership import auc, loss_score
 from retcon.metrics.summary import mean
 from retcon.patch import Patch
 from retcon.requests import ForgetCase
@@ -71,13 +72,20 @@ def measured(lm: LM, plan: Plan, made_on: Marks, patch: Patch | None = None, *, 
     values = measure(asked, heard, heard)
     return Reference(
         marks=made_on,
-        n={name: len(items) for name, items in plan.sets.items() if name in ("forget", "holdout")},
+        n={name: len(plan.sets[name]) for name in ("forget", "holdout")},
         probability=mean(row.get("probability") for row in values.forget),
         truth_ratios=values.ratios,
         membership={name: auc(*scores) for name, scores in values.membership.items()},
+        losses={name: _losses(plan.sets[name], heard) for name in ("forget", "holdout")},
         model={**origins.model(lm), "patch": origins.of_patch(patch)},
         versions=origins.versions(),
     )
+
+
+def _losses(items: Sequence[Item], heard: Heard) -> list[float | None]:
+    """The loss of each answer; None where it is not finite."""
+    found = (loss_score(heard.scores[item.prompt, item.answer].logprobs) for item in items)
+    return [value if value is not None and math.isfinite(value) else None for value in found]
 
 
 def answers_of(lm: LM, *, cache: bool) -> Answers:
