@@ -20,13 +20,25 @@ from retcon.requests import Edit
 from retcon.testing import tiny_edits, tiny_model, tiny_tokenizer
 from retcon.testing.contract import Trial, quick
 
+TWO: dict[str, Any] = {"layers": (1, 2), "ridge": 0.1}
 OPTIONS: dict[str, dict[str, Any]] = {
-    "memit": {"layers": (1, 2), "ridge": 0.1},
+    "memit": TWO,
     "alphaedit": {"layers": (1, 2), "l2": 0.1},
     "emmet": {"weight": 1.0},
+    "pmet": TWO,
+    "eamet": TWO,
+    "ece": TWO,
+    "ece-released": TWO,
+    "memit-blue": TWO,
+    "alphaedit-blue": {"layers": (1, 2), "l2": 0.1},
+    "pmet-blue": TWO,
+    "rome": {},
 }
 """With little in the way of a write."""
-methods = pytest.mark.parametrize("name", OPTIONS)
+# ROME writes one fact after the other and remembers no key, so the last one stands, in part at the others' cost.
+methods = pytest.mark.parametrize("name", [name for name in OPTIONS if name != "rome"])
+
+BLUE = ("memit-blue", "alphaedit-blue", "pmet-blue")
 
 OLD = Edit("{} is located in the city of", "Ada Lovelace", "Paris")
 NEW = Edit("{} is located in the city of", "Ada Lovelace", "Lima")
@@ -57,12 +69,15 @@ SEVERAL = [
     Edit("People say that {} plays the sport of", "Ada Lovelace", "chess"),
     Edit("{} was made by", "Ada Lovelace", "Nokia"),
 ]
+ONE_KEY = [OLD, SEVERAL[2]]
+"""Both prompts begin with the subject."""
 
 
 @methods
 def test_several_facts_of_one_subject_all_become_likelier(name: str) -> None:
     """What stands before the subject tells their keys apart."""
-    patch = edited(name, SEVERAL, lm())
+    rounds = 2 if name == "eamet" else 1  # its first makes shifts alike, at a fact's cost; its second does not
+    patch = edited(name, SEVERAL, lm(), rounds=rounds)
     before, after = likelihoods(lm(), SEVERAL), likelihoods(lm(), SEVERAL, patch)
     assert (after > before + 0.2).all(), f"from {before} to {after}"
     assert patch.info["shared_keys"] == 0
@@ -71,12 +86,36 @@ def test_several_facts_of_one_subject_all_become_likelier(name: str) -> None:
 @methods
 def test_facts_that_share_a_key_are_told_of_and_end_between_their_targets(name: str) -> None:
     """A prompt that begins with its subject has the same key whatever follows."""
-    two = [OLD, Edit("{} was made by", "Ada Lovelace", "Nokia")]
     with pytest.warns(RetconWarning, match="1 pairs of facts share a key"):
-        patch = edited(name, two, lm())
-    before, after = likelihoods(lm(), two), likelihoods(lm(), two, patch)
+        patch = edited(name, ONE_KEY, lm())
+    before, after = likelihoods(lm(), ONE_KEY), likelihoods(lm(), ONE_KEY, patch)
     assert (after > before + 0.1).all(), f"from {before} to {after}"
     assert patch.info["shared_keys"] == 1
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_of_several_facts_of_one_subject_rome_writes_each_and_the_last_stands(family: str) -> None:
+    """Each is likelier once it is written; what comes after it moves it again, as no key is held."""
+    model, state = lm(family), None
+    for i in range(len(SEVERAL)):
+        before = likelihoods(model, SEVERAL, *([] if state is None else [state]))
+        state = edited("rome", SEVERAL[i : i + 1], model, state)
+        after = likelihoods(model, SEVERAL, state)
+        assert after[i] > before[i] + 0.4, f"fact {i} from {before} to {after}"
+    assert (after[:2] - before[:2]).abs().max() > 0.1
+    together = edited("rome", SEVERAL, model)
+    assert likelihoods(model, SEVERAL, together).tolist() == pytest.approx(after.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_of_facts_that_share_a_key_rome_keeps_the_last_alone(family: str) -> None:
+    """Each has the key to itself when its turn comes, so there is nothing to be told of."""
+    model = lm(family)
+    alone, both = (edited("rome", ONE_KEY[:n], model) for n in (1, 2))  # a warning would be an error here
+    base, first, last = (likelihoods(model, ONE_KEY, *patches) for patches in ((), (alone,), (both,)))
+    assert first[0] > base[0] + 1
+    assert last[1] > base[1] + 1
+    assert last[0] < first[0] - 1
 
 
 # -------------------------------------------------------------------------------------- edits that are overwritten
@@ -91,6 +130,9 @@ def test_facts_that_share_a_key_are_told_of_and_end_between_their_targets(name: 
         ("emmet", "llama", 1),
         ("memit", "llama", 2),  # over two layers of this model, one round brings the two targets level at best
         ("alphaedit", "llama", 2),
+        *((name, "gpt2", 1) for name in ("pmet", "eamet", "ece", "ece-released", *BLUE, "rome")),
+        *((name, "llama", 2) for name in ("pmet", "eamet", "ece", "ece-released", "pmet-blue")),
+        *((name, "llama", 1) for name in ("memit-blue", "alphaedit-blue", "rome")),  # each layer is written in full
     ],
 )
 def test_an_edit_that_overwrites_an_earlier_one_wins(name: str, family: str, rounds: int) -> None:
@@ -138,7 +180,7 @@ def test_a_later_batch_leaves_an_earlier_fact_standing(name: str) -> None:
 @methods
 def test_a_later_batch_writes_nothing_where_an_earlier_one_read(name: str, family: str) -> None:
     """Its change is next to zero at the earlier key; without the memory it is not."""
-    light: dict[str, Any] = {"memit": {"ridge": 1e-3}, "alphaedit": {"l2": 1e-3}, "emmet": {"weight": 1e-2}}[name]
+    light: dict[str, Any] = {key: 1e-3 for key in ("ridge", "l2") if key in OPTIONS[name]} or {"weight": 1e-2}
     model = lm(family)
     first = edited(name, [OLD], model, **light)
     forgetful = Patch(first.entries, first.base, first.history, {}, first.info, first.contains)
