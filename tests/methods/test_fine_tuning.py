@@ -192,11 +192,14 @@ def test_a_clamp_without_room_is_refused(clamp: float, tiny_lm: TinyLM) -> None:
 # ------------------------------------------------------------------------------------------- patches
 
 
-@pytest.mark.parametrize(("layers", "wanted"), [(1, 0), (4, 2), (28, 19), (30, 20), (32, 22)])
-def test_the_default_layer_lies_at_seven_tenths_of_the_depth(layers: int, wanted: int) -> None:
+@pytest.mark.parametrize(
+    ("layers", "wanted", "breadth"), [(1, 0, 0), (4, 2, 3), (28, 19, 23), (30, 20, 25), (32, 22, 26)]
+)
+def test_the_default_layer_lies_at_a_share_of_the_depth(layers: int, wanted: int, breadth: int) -> None:
     lm = LM.wrap(tiny_model("llama", layers=layers), tiny_tokenizer())
-    assert default_layer(lm) == wanted
-    assert FTM().paths(lm) == [lm.arch.mlp_out[wanted]]
+    assert (default_layer(lm, 0.7), default_layer(lm, 0.85)) == (wanted, breadth)
+    assert FTM().paths(lm) == FTL().paths(lm) == [lm.arch.mlp_out[wanted]]
+    assert LocFTBF().paths(lm) == [lm.arch.mlp_out[breadth]]
 
 
 def test_several_layers_are_trained_together_and_named_exactly() -> None:

@@ -266,9 +266,8 @@ def _by_gradient(lm: LM, chunk: _Chunk, layers: Sequence[int]) -> tuple[dict[int
         for layer in layers:
             change = partial(_with_site, rows=len(chunk), column=chunk.column, change=partial(shifted, layer))
             stack.enter_context(hooks.rewritten_input(lm.projection(layer), change))
-        value = _logprobs(lm, chunk, torch.arange(len(chunk), device=lm.device))
-    scale = loss_scale(lm)
-    slopes = torch.autograd.grad(scale * value.sum(), [shifts[layer] for layer in layers])
+        value, scale = _logprobs(lm, chunk, torch.arange(len(chunk), device=lm.device)), loss_scale(lm)
+        slopes = torch.autograd.grad(scale * value.sum(), [shifts[layer] for layer in layers])
     wide = torch.promote_types(lm.dtype, torch.float32)
     products = (keys[layer].to(wide) * (slope.to(wide) / scale) for layer, slope in zip(layers, slopes, strict=True))
     return dict(zip(layers, products, strict=True)), value.detach()

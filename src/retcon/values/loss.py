@@ -62,7 +62,7 @@ def evaluate(
                 now = logits[n:].log_softmax(-1)
                 moved = config.kl * (now.exp() * (now - chunk.clean)).sum(-1)
                 total = total + moved.sum()
-        (slope,) = torch.autograd.grad(scale * total, shift)
+            (slope,) = torch.autograd.grad(scale * total, shift)
         gradient.index_add_(0, chunk.fact, slope.to(gradient.dtype) / scale)
         if n:
             miss = miss.detach().to(nll.dtype)

@@ -87,12 +87,12 @@ def _descend(lm: LM, site: Site, batch: Batch, index: Int[Tensor, " k"], found: 
         with torch.enable_grad():
             miss, right = misses(lm, site, batch, value)
             loss, held = _losses(batch, len(index), miss, right)
-            total = loss[active].sum()
+            total = scale * loss[active].sum()
         _enter(found, index, active, value, loss, held)
         active = active & ~((loss < site.stop) & held)
         if step == site.steps - 1 or not bool(active.any()):
             return
-        (slope,) = torch.autograd.grad(scale * total, value)
+        (slope,) = torch.autograd.grad(total, value)
         value.grad = slope / scale
         adam.step()
         keep = active[batch.owner]
