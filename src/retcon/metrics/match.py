@@ -4,12 +4,17 @@ Texts and answers are compared in the normal form of `retcon.metrics.texts`, wor
 and "J.K. Rowling" is "J. K. Rowling". Nothing is cut here, least of all at a full stop: an answer may have one.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 
-from retcon.metrics.texts import mentions, normal
+from retcon.metrics.texts import ARTICLES, mentions, normal
 
 __all__ = ["gen_contains", "gen_exact", "gen_start"]
 
+Words = tuple[str, ...]
+
+_BELOW = re.compile(r"\s*[-\u2212\u2013](?=\d)")
+"""A number below zero, at the beginning of a text."""
 _UNSPACED = 0x0E00
 """First code point (Thai) of the scripts that put no spaces between words."""
 
@@ -58,9 +63,8 @@ def _any(hits: Iterable[bool]) -> float | None:
 
 
 def _begins(text: str, answer: str) -> bool:
-    """Whether the text begins with the answer; an ambiguous date counts in either reading."""
-    for day_first in (True, False):
-        wanted, written = normal(answer, day_first=day_first), normal(text, day_first=day_first)
+    """Whether the text begins with the answer; a date counts as it was written, and an ambiguous one in either way."""
+    for wanted, written in _readings(text, answer):
         if not wanted:  # marks alone
             return bool(answer.strip()) and text.strip().casefold().startswith(answer.strip().casefold())
         if ord(wanted[-1][-1]) >= _UNSPACED:
@@ -72,7 +76,23 @@ def _begins(text: str, answer: str) -> bool:
 
 
 def _is(text: str, answer: str) -> bool:
-    pairs = [(normal(answer, day_first=first), normal(text, day_first=first)) for first in (True, False)]
-    if any(wanted for wanted, _ in pairs):
+    pairs = _readings(text, answer)
+    if not pairs or any(wanted for wanted, _ in pairs):
         return any(wanted == written for wanted, written in pairs)
     return bool(answer.strip()) and text.strip().casefold() == answer.strip().casefold()
+
+
+def _readings(text: str, answer: str) -> list[tuple[Words, Words]]:
+    """Answer and text in every form in which they may be compared: dates in either order or as they were written, and
+    articles where the answer is one. None where one is below zero and the other is not."""
+    if (_BELOW.match(text) is None) != (_BELOW.match(answer) is None):
+        return []
+    articles = not set(normal(answer)) - ARTICLES
+    ways = ((True, True), (False, True), (True, False))
+    return [
+        (
+            normal(answer, day_first=first, dated=dated, articles=articles),
+            normal(text, day_first=first, dated=dated, articles=articles),
+        )
+        for first, dated in ways
+    ]

@@ -4,34 +4,35 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-__all__ = ["contains", "mentions", "normal", "numbers"]
+__all__ = ["ARTICLES", "contains", "mentions", "normal", "numbers"]
 
 
-def normal(text: str, *, day_first: bool = True) -> tuple[str, ...]:
+def normal(text: str, *, day_first: bool = True, dated: bool = True, articles: bool = False) -> tuple[str, ...]:
     """The words of a text in normal form.
 
     Case, accents, punctuation, articles and the possessive 's go. A number becomes digits without separators ("1,809",
     "twenty-one", "3rd", "2.50"), "%" becomes "percent", and a date becomes its day, its month and its year, whatever
-    its format. Initials run together ("J. K." is "jk").
+    its format. Initials run together ("J. K." is "jk"). Marks that make another name of a letter stay ("C#", "C++").
 
     Args:
         text: in any script; words as numbers and names of months are English.
         day_first: how 06-02-1998 is read, as 6 February (True) or as June 2.
+        dated: whether dates are put in one order; else their words stand as they were written.
+        articles: whether articles stay.
 
     >>> normal("The contract of June 30th, 1975")
     ('contract', 'of', 'm06d30', 'june', '1975')
     >>> normal("$1,809.00 -- twenty-one Málaga shops")
     ('1809', '21', 'malaga', 'shops')
     """
-    plain = _dated(_plain(text), day_first)
+    plain = _dated(_plain(text), day_first) if dated else _plain(text)
     plain = _INITIALS.sub(lambda match: re.sub(r"[\s.]", "", match[0]) + " ", plain)
     plain = re.sub(r"'s\b", "", plain).replace("'", "")
     plain = re.sub(r"per cent\b|%", " percent ", plain)
     plain = re.sub(r"(?<=\d)(?:st|nd|rd|th)\b", "", plain)
     plain = re.sub(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)", lambda match: match[0].replace(",", ""), plain)
-    found = _spoken([_number(word) if _DIGITS.fullmatch(word) else word for word in _WORD.findall(plain)])
-    found = _joined_letters(found)
-    return tuple(word for word in found if word not in _ARTICLES) or tuple(found)
+    found = _spoken([_number(word) if _DIGITS.fullmatch(word) else word for word in _words(plain)])
+    return tuple(word for word in found if articles or word not in ARTICLES) or tuple(found)
 
 
 def contains(words: Sequence[str], phrase: Sequence[str]) -> bool:
@@ -79,8 +80,11 @@ def numbers(text: str) -> frozenset[str]:
 
 _UNSPACED = "\u0e00"
 """The first letter (of Thai) of the scripts whose words are not told apart by spaces, or not by spaces alone."""
-_ARTICLES = frozenset({"a", "an", "the"})
-_WORD = re.compile(r"m\d\dd\d\d|\d+(?:\.\d+)?|[^\W\d_]+")
+ARTICLES = frozenset({"a", "an", "the"})
+"""Words that a normal form leaves out where others are left."""
+_SIGNS = "".join(mark for mark in map(chr, range(0x483, 0x10000)) if unicodedata.category(mark) in ("Mn", "Mc"))
+"""Marks that are a part of the word they stand in, as the vowels of many scripts."""
+_WORD = re.compile(rf"m\d\dd\d\d|\d+(?:\.\d+)?|[^\W\d_](?:[^\W\d_]|[{_SIGNS}])*(?:(?:\+\+?|#)(?!\w))?")
 _DAY = re.compile(r"m\d\dd\d\d")
 _DIGITS = re.compile(r"\d+(?:\.\d+)?")
 _INITIALS = re.compile(r"\b(?:[^\W\d_]\.\s?){2,}")
@@ -106,18 +110,26 @@ def _number(digits: str) -> str:
     return (whole.lstrip("0") or "0") + (f".{part}" if part else "")
 
 
-def _joined_letters(words: list[str]) -> list[str]:
-    """Neighbouring single letters as one word ("j", "k"), but for those that are words themselves."""
+def _words(plain: str) -> list[str]:
+    """Its words; single letters with but a space or a point between them are one ("j k", "j.k"), unless they are words.
+
+    >>> _words("j k rowling"), _words("o, h"), _words("c. c")
+    (['jk', 'rowling'], ['o', 'h'], ['c', 'c'])
+    """
     out: list[str] = []
-    open_run = False
-    for word in words:
+    end = -1  # of the last word, where that was a letter that another may join
+    for match in _WORD.finditer(plain):
+        word = match[0]
         letter = len(word) == 1 and word.isalpha() and word not in ("a", "i")
-        if letter and open_run:
+        if letter and end >= 0 and _NEXT.fullmatch(plain, end, match.start()):
             out[-1] += word
         else:
             out.append(word)
-        open_run = letter
+        end = match.end() if letter else -1
     return out
+
+
+_NEXT = re.compile(r"\s+|\.|")
 
 
 # Dates ---------------------------------------------------------------------------------------------------------------
