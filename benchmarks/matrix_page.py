@@ -90,7 +90,7 @@ def _scored(row: Row) -> Row:
     for part in ("metrics", "before"):
         figures = {name: value for name, value in (row.get(part) or {}).items() if name != "score"}
         had = [figures[name] for name in SCORED if figures.get(name) is not None]
-        made[part] = figures | {SCORE: harmonic_mean(had)} if figures else None
+        made[part] = {SCORE: harmonic_mean(had), **figures} if figures else None
     return made
 
 

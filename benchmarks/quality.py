@@ -26,6 +26,7 @@ METRICS = (
     "generalization_prob",
     "specificity",
     "specificity_prob",
+    "score_gen",
     "score",
     "perplexity",
     "log_perplexity",
@@ -95,7 +96,7 @@ def single(name: str, *, result: str | None = None) -> None:
     means = {
         metric: common.mean([row[metric] for row in rows if row.get(metric) is not None])
         for metric in METRICS
-        if metric not in ("score", "perplexity") and any(row.get(metric) is not None for row in rows)
+        if metric not in ("score_gen", "score", "perplexity") and any(row.get(metric) is not None for row in rows)
     }
     spent = [row["seconds"]["targets"] + row["seconds"]["solve"] for row in rows]
     figures = {

@@ -205,6 +205,23 @@ def test_a_score_of_zero_has_a_finite_interval() -> None:
     assert intervals(wanted, Values(rows), list("abcde"), seed=0)["score"] == (0.0, 0.0)
 
 
+def test_a_free_running_score_leaves_out_what_no_case_has() -> None:
+    wanted = frozenset({"efficacy_gen", "generalization_gen", "specificity_gen", "score_gen"})
+    rows: list[dict[str, float | None]] = [
+        {"efficacy_gen": float(n % 5 > 0), "generalization_gen": None, "specificity_gen": float(n % 2)}
+        for n in range(60)
+    ]
+    values, subjects = Values(rows), [f"subject {n}" for n in range(60)]
+    assert figures(wanted, values)["score_gen"] == pytest.approx(2 / (1 / 0.8 + 1 / 0.5))
+    low, high = intervals(wanted, values, subjects, seed=0)["score_gen"]
+    assert low < 2 / (1 / 0.8 + 1 / 0.5) < high
+    whole = [{**row, "generalization_gen": 0.25} for row in rows]
+    assert figures(wanted, Values(whole))["score_gen"] == pytest.approx(3 / (1 / 0.8 + 4 + 1 / 0.5))
+    nothing = Values([{**row, "efficacy_gen": None} for row in rows])
+    assert figures(wanted, nothing)["score_gen"] is None
+    assert "score_gen" not in intervals(wanted, nothing, subjects, seed=0)
+
+
 def test_cases_of_one_subject_only_have_no_interval() -> None:
     rows: list[dict[str, float | None]] = [{"efficacy": float(n % 2)} for n in range(6)]
     assert intervals(frozenset({"efficacy"}), Values(rows), ["one"] * 6, seed=0) == {}

@@ -34,6 +34,7 @@ def lm() -> LM:
 
 
 def test_score_brings_its_parts_and_unknown_names_are_refused() -> None:
+    assert resolve(["score_gen"]) == {"score_gen", "efficacy_gen", "generalization_gen", "specificity_gen"}
     assert resolve(["score"]) == {"score", "efficacy", "generalization", "specificity"}
     assert resolve(list(METRICS)) == set(METRICS)
     with pytest.raises(RetconError, match="no metric 'accuracy'; choose from efficacy_gen, "):

@@ -18,6 +18,7 @@ def test_names_are_pinned() -> None:
         "specificity",
         "specificity_prob",
         "neighbourhood_kl",
+        "score_gen",
         "score",
         "fluency",
         "perplexity",

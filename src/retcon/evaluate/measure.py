@@ -8,7 +8,7 @@ import numpy as np
 from retcon import tokens
 from retcon.evaluate.answers import Answers, Ids, Pair
 from retcon.evaluate.generating import said
-from retcon.evaluate.plan import FLUENCY_TOKENS, TWO_HOP, CaseQuestions, Plan, Question, asked_freely, pairs
+from retcon.evaluate.plan import FLUENCY_TOKENS, SCORES, TWO_HOP, CaseQuestions, Plan, Question, asked_freely, pairs
 from retcon.forward import Scored
 from retcon.lm import LM
 from retcon.metrics import METRICS
@@ -24,8 +24,7 @@ __all__ = ["Unedited", "Values", "Written", "clusters", "figures", "intervals", 
 Value = float | None
 
 _TEXT_BATCH = 1024  # tokens: each has a row of logits, unlike those of prompts
-_WHOLE = ("score", "perplexity", "log_perplexity")  # figures that are not averages of values a case
-_PARTS = ("efficacy", "generalization", "specificity")
+_WHOLE = (*SCORES, "perplexity", "log_perplexity")  # figures that are not averages of values a case
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +194,8 @@ def _sortable(logprobs: Sequence[float]) -> float:
 def figures(wanted: frozenset[str], values: Values) -> dict[str, Value]:
     """Each wanted figure: the mean over the cases that have it; None where no case has."""
     found = {name: mean(case.get(name) for case in values.cases) for name in wanted.difference(_WHOLE)}
-    if "score" in wanted:
-        found["score"] = harmonic_mean(found[name] for name in _PARTS)
+    for score in wanted.intersection(SCORES):
+        found[score] = harmonic_mean(found[name] for name in _parts(score, found))
     nats = log_perplexity(values.windows)
     if "log_perplexity" in wanted:
         found["log_perplexity"] = nats
@@ -218,10 +217,12 @@ def intervals(
     """
     columns = {name: [case.get(name) for case in values.cases] for name in sorted(wanted.difference(_WHOLE))}
     samples = resample_means(columns, clusters(subjects), seed=seed)
-    if "score" in wanted and all(name in samples for name in _PARTS):
-        parts = np.stack([samples[name] for name in _PARTS])
-        with np.errstate(divide="ignore"):  # 1 / (1/0) is 0, as it should be
-            samples["score"] = len(_PARTS) / (1 / parts).sum(0)
+    means = figures(wanted, values)
+    for score in wanted.intersection(SCORES):
+        names = _parts(score, means)
+        if all(name in samples for name in names):
+            with np.errstate(divide="ignore"):  # 1 / (1/0) is 0, as it should be
+                samples[score] = len(names) / (1 / np.stack([samples[name] for name in names])).sum(0)
     if wanted & {"perplexity", "log_perplexity"} and values.windows:
         nats = resample_means(
             {"nats": [log_perplexity([window]) for window in values.windows]},
@@ -235,6 +236,14 @@ def intervals(
                     samples[name] = change(nats["nats"])
     found = {name: interval(samples[name]) for name in METRICS if name in samples}
     return {name: bounds for name, bounds in found.items() if bounds is not None}
+
+
+def _parts(score: str, found: Mapping[str, Value]) -> list[str]:
+    """What a score is made of. A free-running one leaves out what no case has, as paraphrases in some sets; efficacy
+    and one other figure there must be."""
+    first, *rest = SCORES[score]
+    there = [name for name in rest if found[name] is not None]
+    return [first, *(there if score == "score_gen" and there else rest)]
 
 
 def clusters(subjects: Sequence[str | None]) -> list[tuple[int, str]]:

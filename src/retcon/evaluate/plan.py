@@ -18,6 +18,7 @@ from retcon.metrics.perplexity import windows
 from retcon.requests import Case
 
 __all__ = [
+    "SCORES",
     "CaseQuestions",
     "Encoder",
     "Plan",
@@ -44,7 +45,11 @@ WINDOW, TEXT_TOKENS = 512, 8_000
 TEXT_LETTERS = 50 * TEXT_TOKENS
 """No more of a long text is tokenised."""
 
-_PARTS = {"score": ("efficacy", "generalization", "specificity")}
+SCORES = {
+    "score": ("efficacy", "generalization", "specificity"),
+    "score_gen": ("efficacy_gen", "generalization_gen", "specificity_gen"),
+}
+"""Figures that are harmonic means, and of which."""
 
 TWO_HOP = ("two-hop", "2-hop")
 """Kinds of questions that need the edited fact and one more; data sets name them so."""
@@ -102,7 +107,7 @@ def resolve(asked: Sequence[str]) -> frozenset[str]:
     for name in asked:
         if name not in METRICS:
             raise RetconError(f"there is no metric {name!r}; choose from {', '.join(METRICS)}")
-    return frozenset(asked).union(*(_PARTS.get(name, ()) for name in asked))
+    return frozenset(asked).union(*(SCORES.get(name, ()) for name in asked))
 
 
 def make(

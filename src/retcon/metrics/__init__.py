@@ -112,6 +112,12 @@ METRICS: dict[str, Metric] = {
         share=False,
         rule="sum_v p(v) (log p(v) - log q(v)), p unedited, q edited, whole vocabulary, after the prompt's last token.",
     ),
+    "score_gen": Metric(
+        "The harmonic mean of efficacy_gen, generalization_gen and specificity_gen, of those that the cases have.",
+        "higher",
+        "gain",
+        rule="n / (1/a + 1/b + ...); 0 where one is 0, none without efficacy_gen and one of the others.",
+    ),
     "score": Metric(
         "The harmonic mean of efficacy, generalization and specificity.",
         "higher",
