@@ -10,15 +10,17 @@ TARGET = "contextual"
 _MANY = 40
 """Questions to keep from which on each counts less, so that all together count no more: a layer has only so many
 directions, and forgetting needs some of them."""
-_CLOSELY: Mapping[str, Any] = {"ridge": 100.0, "retain_weight": 30.0, "rounds": 1}
-_WIDELY: Mapping[str, Any] = {"threshold": 0.5, "l2": 2.0, "retain_weight": 30.0, "rounds": 1}
+_FAR: Mapping[str, Any] = {"clamp": 1.5, "steps": 24, "rounds": 1}
+_CLOSELY: Mapping[str, Any] = {"ridge": 100.0, "retain_weight": 30.0, **_FAR}
+_WIDELY: Mapping[str, Any] = {"threshold": 0.5, "l2": 2.0, "retain_weight": 30.0, **_FAR}
 _OPTIONS: dict[str, Mapping[str, Any]] = {
     **dict.fromkeys(("memit", "memit-blue", "pmet", "pmet-blue", "ece", "ece-released", "eamet"), _CLOSELY),
     **dict.fromkeys(("alphaedit", "alphaedit-blue"), _WIDELY),
 }
-"""By method, options that differ from its own. A refusal is easily learned, so it is sought once; and where texts say
-what is to be left alone, ordinary text counts less, or more directions are open to write in, which makes room to leave
-those texts alone."""
+"""By method, options that differ from its own. What a model knows by heart is not turned by a short shift, so targets may
+be sought further away than for an edit; once, as a refusal that is reached is easily written. Where texts say what is to
+be left alone, ordinary text counts less, or more directions are open to write in, which makes room to leave those texts
+alone."""
 
 
 def usual(method: str, *, retain: int) -> Mapping[str, Any]:
