@@ -62,6 +62,22 @@ def test_different_cases_are_refused(tmp_path: Path) -> None:
         compared(first, second)
 
 
+def test_a_cell_that_cannot_be_compared_is_listed_and_the_rest_are(tmp_path: Path) -> None:
+    first, second = bench(tmp_path / "a"), bench(tmp_path / "b", judged=39)
+    for folder in (first, second):
+        bench(folder, "rome")
+        bench(folder, "pmet")
+    next((second / "cases").glob("pmet*")).unlink()
+    found = compared(first, second)
+    assert [pair.first for pair in found.pairs] == ["rome, builtin, N=40"]
+    different, gone = found.refused
+    assert different.startswith("memit, builtin, N=40 and memit, builtin, N=40 were judged on different cases; run")
+    assert gone.startswith("pmet, builtin, N=40: there is no file ")
+    assert found.to_dict()["refused"] == [different, gone]
+    with pytest.raises(RetconError, match=r"^memit, .* and memit, .* were judged on different cases"):
+        compared(first, second, methods=("memit", "memit"))
+
+
 def test_what_has_nothing_in_common_and_what_is_no_bench_is_refused(tmp_path: Path) -> None:
     first, second = bench(tmp_path / "a"), bench(tmp_path / "b", seed=1)
     with pytest.raises(RetconError, match="have no finished cell in common"):

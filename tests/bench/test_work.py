@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 from retcon.bench.rows import Rows
 from retcon.bench.work import Job, sentence, work
@@ -33,6 +34,15 @@ def test_one_that_fails_says_why_and_the_rest_are_finished(tmp_path: Path) -> No
     jobs[1] = job("b", {"n": 2}, made)
     assert [row["n"] for row in work(Rows(tmp_path), jobs)] == [1, 2, 3]
     assert made == ["a", "b", "c", "b"]
+
+
+def test_a_damaged_file_of_tensors_fails_its_row_alone(tmp_path: Path) -> None:
+    made: list[str] = []
+    damaged = SafetensorError("Error while deserializing header")
+    with pytest.warns(RetconWarning, match="row a failed"):
+        rows = work(Rows(tmp_path), [job("a", damaged, made), job("b", {"n": 2}, made)])
+    assert rows[0]["failed"] == "SafetensorError: Error while deserializing header"
+    assert rows[1]["n"] == 2
 
 
 def test_one_that_is_stopped_stops_all_and_loses_no_row_before_it(tmp_path: Path) -> None:

@@ -73,6 +73,11 @@ def test_a_bench_shows_its_plan_runs_and_is_shown_and_compared(retcon: Retcon, c
     assert two.code == 0
     assert "against" in two.out
 
+    next((out / "cases").glob("*rome*")).unlink()
+    part = retcon("bench", "compare", out, out)
+    assert (part.code, "memit" in part.out) == (0, True)
+    assert "not compared: rome" in part.err
+
 
 def test_a_cell_that_fails_ends_the_command_with_an_error_after_the_rest_are_finished(
     retcon: Retcon, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

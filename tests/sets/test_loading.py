@@ -6,16 +6,27 @@ import json
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 
 from retcon.errors import RequestError
 from retcon.requests import Case
-from retcon.sets import SETS, cases, export, load, load_cases, load_edits
+from retcon.sets import SETS, LoadedSet, cases, export, load, load_cases, load_edits
 from retcon.sets import questions as load_questions
 from retcon.storage import file_sha256
 
 FRANCE = {"prompt": "The capital of {} is", "subject": "France", "target_new": "Rome"}
 SPAIN = {"prompt": "The capital of {} is", "subject": "Spain", "target_new": "Oslo", "target_true": "Madrid"}
+PUBLISHED = {
+    "case_id": 7,
+    "requested_rewrite": {
+        "prompt": "The mother tongue of {} is",
+        "target_new": {"str": "English"},
+        "target_true": {"str": "French"},
+        "subject": "Anne Dubois",
+    },
+    "neighborhood_prompts": ["The mother tongue of Léa Petit is"],
+}
 QUESTION = {"question": "Who wrote it?", "answer": "Jo Doe"}
 
 
@@ -150,7 +161,47 @@ def test_files_of_edits_and_cases_are_read_as_ever_and_names_beside(
     assert len(load_edits("builtin").items) == 1  # a file of that name comes before the set
 
 
-def test_every_set_but_ours_tells_where_to_get_it(tmp_path: Path) -> None:
+def test_a_published_file_is_read_by_its_path_and_tells_whose_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "counterfact.json"
+    path.write_text(json.dumps([PUBLISHED]), encoding="utf-8")
+    found, edits = load_cases(path), load_edits(path)
+    assert (found.items[0].edit.target, len(found.items[0].neighbours)) == ("English", 1)
+    assert edits.items == [found.items[0].edit]
+    for loaded in (found, edits):
+        assert isinstance(loaded, LoadedSet)
+        told = loaded.provenance
+        assert (told["name"], told["split"], told["format"]) == ("counterfact", "full", "counterfact")
+        assert (told["licence"], told["files"][0]["sha256"]) == ("MIT", file_sha256(path))
+        assert "meng2022locating" in told["citation"]
+
+
+def test_a_published_format_under_another_name_claims_no_licence(tmp_path: Path) -> None:
+    found = load_cases(jsonl(tmp_path / "mine.jsonl", PUBLISHED, {"text": "?"}), skip_bad=True)
+    assert isinstance(found, LoadedSet)
+    assert (found.provenance["format"], found.provenance["name"], found.provenance["licence"]) == (
+        "counterfact",
+        None,
+        None,
+    )
+    assert len(found.skipped) == 1
+    with pytest.raises(RequestError, match=r"mine.jsonl line 2: not of the format counterfact"):
+        load_cases(tmp_path / "mine.jsonl")
+
+
+def test_our_records_as_a_list_are_read_and_questions_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps([FRANCE, SPAIN]))
+    assert len(load_edits(path).items) == 2
+    assert not isinstance(load_cases(jsonl(tmp_path / "mine.jsonl", FRANCE)), LoadedSet)
+    with pytest.raises(RequestError, match="holds questions to forget, not edits"):
+        load_cases(jsonl(tmp_path / "asked.jsonl", QUESTION))
+
+
+def test_every_set_but_ours_tells_where_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> str:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     for info in SETS.values():
         if info.name != "builtin":
             with pytest.raises(RequestError, match=f"download .* from {info.url} and give its path"):

@@ -55,6 +55,21 @@ MEND: dict[str, Any] = {
     "loc_ans": "Hugo Weaving",
     "cond": "a >> b || c",
 }
+FLAT: dict[str, Any] = {
+    "case_id": 0,
+    "prompt": "The mother tongue of Anne Dubois is",
+    "target_new": "English",
+    "subject": "Anne Dubois",
+    "ground_truth": "French",
+    "rephrase_prompt": "It rained. Anne Dubois, a native",
+    "locality_prompt": "The mother tongue of Léa Petit is",
+    "locality_ground_truth": "French",
+}
+FURTHER = {
+    "Recalled Relation": "(University of Michigan, state, Michigan)",
+    "New Question": "In which state did she study?",
+    "New Answer": "Michigan",
+}
 MQUAKE: dict[str, Any] = {
     "case_id": 1,
     "requested_rewrite": [
@@ -114,6 +129,8 @@ def file(folder: Path, *records: Any, name: str = "data.json") -> Path:
     [
         (COUNTERFACT, "counterfact"),
         (KNOWEDIT, "knowedit"),
+        (FLAT, "knowedit"),
+        ({key: FLAT[key] for key in ("prompt", "target_new", "locality_prompt")}, "knowedit"),
         (MEND, "mend"),
         (MQUAKE, "mquake"),
         (TOFU, "questions"),
@@ -194,6 +211,19 @@ def test_the_first_zsre_files(tmp_path: Path) -> None:
     assert (case.edit.target, case.edit.old) == ("University of Michigan", "Illinois Institute of Technology")
     assert case.neighbours == (Probe("who played desmond doss father", ("Hugo Weaving",)),)
     assert "is a true one" in found.skipped[0]
+
+
+def test_flat_files_keep_their_neighbours(tmp_path: Path) -> None:
+    several = FLAT | {"prompt": "Anne Dubois speaks", "locality_prompt": ["Jean Blanc speaks", "Bo Noir speaks"]}
+    first, second = cases(file(tmp_path, FLAT, several | {"locality_ground_truth": ["French", ""]})).items
+    assert first.neighbours == (Probe("The mother tongue of Léa Petit is", ("French",)),)
+    assert second.neighbours == (Probe("Jean Blanc speaks", ("French",)),)
+
+
+@pytest.mark.parametrize("record", [MEND, COUNTERFACT, FLAT])
+def test_the_further_question_of_easyedit_is_asked(record: dict[str, Any], tmp_path: Path) -> None:
+    (case,) = cases(file(tmp_path, record | {"portability": FURTHER})).items
+    assert case.portability == (Probe("In which state did she study?", ("Michigan",), "reasoning"),)
 
 
 def test_mquake_gives_edits_and_multi_hop_questions_with_aliases(tmp_path: Path) -> None:

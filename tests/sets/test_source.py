@@ -70,20 +70,15 @@ def test_a_folder_gives_its_data_files(tmp_path: Path) -> None:
     assert [path.name for path in inside(tmp_path)] == ["a.json", "b.jsonl.gz"]
 
 
-@pytest.fixture
-def extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "find_spec", lambda name: SimpleNamespace(name=name))
-
-
-def test_the_hub_needs_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_parquet_on_the_hub_needs_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "find_spec", lambda name: None)
-    with pytest.raises(RequestError, match=r"pip install 'retcon-lm\[datasets\]'"):
-        remote(SETS["tofu"], "forget10")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("fetched in vain"))
+    with pytest.raises(RequestError, match=r"where it is Parquet, pip install 'retcon-lm\[datasets\]'"):
+        remote(SETS["counterfact"], "full")
     with pytest.raises(RequestError, match="not on this machine and not on the hub"):
         remote(SETS["lume"], "forget")
 
 
-@pytest.mark.usefixtures("extra")
 def test_from_the_hub_come_data_files_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     for name in ("forget10_perturbed.json", "forget10.json", "TOFU.py"):
@@ -93,6 +88,7 @@ def test_from_the_hub_come_data_files_and_nothing_else(tmp_path: Path, monkeypat
         asked.append((repo, repo_type, allow_patterns))
         return str(tmp_path)
 
+    monkeypatch.setattr(source, "find_spec", lambda name: None)  # nothing but huggingface_hub, which is always there
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert [path.name for path in remote(SETS["tofu"], "forget10")] == ["forget10_perturbed.json"]
     assert asked == [("locuslab/TOFU", "dataset", ["forget10_perturbed.json"])]
@@ -100,7 +96,6 @@ def test_from_the_hub_come_data_files_and_nothing_else(tmp_path: Path, monkeypat
         remote(SETS["tofu"], "retain90")
 
 
-@pytest.mark.usefixtures("extra")
 def test_a_hub_out_of_reach_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*_: object, **__: object) -> str:
         raise ConnectionError("no network")

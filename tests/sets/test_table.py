@@ -44,6 +44,13 @@ def test_every_set_tells_whose_it_is_and_where_it_is() -> None:
             assert info.readers
 
 
+def test_factual_names_both_of_its_sources() -> None:
+    factual = SETS["factual"]
+    assert factual.licence == "MIT (TOFU), ODC-By 1.0 (PISTOL)"
+    assert SETS["tofu"].citation in factual.citation
+    assert SETS["pistol"].citation in factual.citation
+
+
 def test_every_reader_is_of_some_set() -> None:
     assert {name for info in SETS.values() for name in info.readers} == set(READERS)
 

@@ -46,11 +46,13 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All cells that both have, and names of the others."""
+    """All cells that both have and that can be compared, and names of the others."""
 
     pairs: list[Pair]
     only_first: list[str] = field(default_factory=list)
     only_second: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    """A sentence for each cell that both have and that cannot be compared: which, and why."""
 
     def to_dict(self) -> dict[str, Any]:
         """In JSON types."""
@@ -69,7 +71,8 @@ def compared(first: Path, second: Path, *, methods: tuple[str, str] | None = Non
         seed: of the bootstrap.
 
     Raises:
-        RetconError: there are no rows, no cell is in both, or a cell was judged on different cases.
+        RetconError: there are no rows, no cell is in both, or none of those can be compared; where some can, `refused`
+            has the others.
     """
     own, other = methods or (None, None)
     mine, theirs = _cells(first, own), _cells(second, other)
@@ -78,10 +81,21 @@ def compared(first: Path, second: Path, *, methods: tuple[str, str] | None = Non
         raise RetconError(
             f"{first} and {second} have no finished cell in common; give two benches of the same model, set, N and seed"
         )
+    pairs: list[Pair] = []
+    refused: list[str] = []
+    for cell in common:
+        try:
+            pairs.append(_pair((_home(first), mine[cell]), (_home(second), theirs[cell]), seed))
+        except RetconError as error:
+            name = mine[cell]["row"]
+            refused.append(str(error) if str(error).startswith(name) else f"{name}: {error}")
+    if not pairs:
+        raise RetconError(refused[0] + (f" ({len(refused) - 1} more cannot be compared)" if refused[1:] else ""))
     return Comparison(
-        [_pair((_home(first), mine[cell]), (_home(second), theirs[cell]), seed) for cell in common],
+        pairs,
         [row["row"] for cell, row in mine.items() if cell not in theirs],
         [row["row"] for cell, row in theirs.items() if cell not in mine],
+        refused,
     )
 
 

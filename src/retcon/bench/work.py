@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from safetensors import SafetensorError
+
 from retcon import progress
 from retcon.bench.rows import Row, Rows
 from retcon.errors import RetconError, RetconWarning
@@ -14,7 +16,7 @@ __all__ = ["Job", "sentence", "work"]
 
 _CAUGHT = (
     RetconError, RuntimeError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, AssertionError,
-    OSError, ImportError, MemoryError, sqlite3.Error,
+    OSError, ImportError, MemoryError, sqlite3.Error, SafetensorError,
 )  # fmt: skip
 """What may go wrong in one row while the others go on."""
 

@@ -202,3 +202,4 @@ def _show_comparison(shown: Screen, found: "Comparison") -> None:
     for which, names in (("first", found.only_first), ("second", found.only_second)):
         if names:
             shown.say(f"Only in the {which}: {'; '.join(names)}.")
+    shown.warn([f"not compared: {sentence}" for sentence in found.refused])

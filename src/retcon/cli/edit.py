@@ -40,8 +40,8 @@ def run(
     Parameters
     ----------
     edits
-        The facts: JSONL or CSV with prompt, subject, target_new and, if known, target_true; plain or .gz; or a name of
-        `retcon sets`, such as builtin.
+        The facts: JSONL or CSV with prompt, subject, target_new and, if known, target_true; plain or .gz; a
+        published file, such as counterfact.json; or a name of `retcon sets`, such as builtin.
     out
         The folder for the patch.
     method
@@ -72,13 +72,14 @@ def run(
             show, method, settings, out=out, base_patch=base_patch, sequential=sequential, seed=seed, cache=cache,
             force=force,
         )  # fmt: skip
-        from retcon.sets import load_edits
+        from retcon.sets import LoadedSet, load_edits
 
         loaded = load_edits(edits, limit=limit, skip_bad=skip_bad, conflicts=conflicts)
         kept = _retained(making, retain, skip_bad)
         show.warn([*loaded.skipped, *loaded.warnings])
         lm = model.load()
-        patch = making.made(lm, loaded.items, retain=kept, more=[kept] if kept else [])
+        told = {"data": loaded.provenance} if isinstance(loaded, LoadedSet) else None
+        patch = making.made(lm, loaded.items, retain=kept, more=[kept] if kept else [], told=told)
         if patch is None:
             return
         shown = loaded.items[:SHOWN]

@@ -47,7 +47,8 @@ def run(
     Parameters
     ----------
     cases
-        The cases to judge edits by: JSONL, plain or .gz; or a name of `retcon sets`, such as builtin.
+        The cases to judge edits by: JSONL, plain or .gz; a published file, such as counterfact.json; or a name of
+        `retcon sets`, such as builtin.
     patch
         The folder of the patch; without one the model itself is measured.
     limit
@@ -97,7 +98,7 @@ def run(
             return
         from retcon import report as reports
         from retcon.evaluate import evaluate
-        from retcon.sets import load_cases
+        from retcon.sets import LoadedSet, load_cases
 
         assert cases is not None
         loaded = load_cases(cases, limit=limit, skip_bad=skip_bad, conflicts=conflicts)
@@ -119,6 +120,7 @@ def run(
             provenance={
                 "command": command_line(),
                 "file": {"name": cases.name, "sha256": loaded.sha256, "skipped": len(loaded.skipped)},
+                **({"data": loaded.provenance} if isinstance(loaded, LoadedSet) else {}),
             },
         )
         show.print(reports.table(report))

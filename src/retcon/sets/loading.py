@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -27,7 +28,7 @@ class LoadedSet(Loaded[T], Generic[T]):
     """What a source held, as `retcon.requests.Loaded`, and where it comes from."""
 
     info: SetInfo | None = None
-    """The set, if it was asked for by its name."""
+    """The set, if it was asked for by its name, or if files have the names and the format in which it is published."""
     format: str = ""
     """The reader, of `READERS`; "builtin" for the set of our own."""
     split: str | None = None
@@ -125,8 +126,11 @@ def questions(name_or_path: str | Path, **options: Any) -> LoadedSet[ForgetCase]
 def load_cases(
     path: str | Path, *, limit: int | None = None, skip_bad: bool = False, conflicts: Conflicts = "error"
 ) -> Loaded[Case]:
-    """`retcon.requests.load_cases`, which reads our own files, and named sets beside."""
-    if _is_name(path):
+    """`retcon.requests.load_cases`, which reads our own files; named sets and files in published formats beside.
+
+    What is not of our own JSONL and CSV is a `LoadedSet`, with where it comes from.
+    """
+    if _is_name(path) or _is_published(Path(path)):
         return cases(path, limit=limit, skip_bad=skip_bad, conflicts=conflicts)
     return requests.load_cases(path, limit=limit, skip_bad=skip_bad, conflicts=conflicts)
 
@@ -134,15 +138,40 @@ def load_cases(
 def load_edits(
     path: str | Path, *, limit: int | None = None, skip_bad: bool = False, conflicts: Conflicts = "error"
 ) -> Loaded[Edit]:
-    """`retcon.requests.load_edits`, which reads our own files, and the edits of named sets beside."""
-    if _is_name(path):
+    """`retcon.requests.load_edits`, which reads our own files; the edits of all else that `load_cases` takes beside."""
+    if _is_name(path) or _is_published(Path(path)):
         found = cases(path, limit=limit, skip_bad=skip_bad, conflicts=conflicts)
-        return Loaded([case.edit for case in found.items], found.skipped, found.warnings, found.sha256)
+        edits = [case.edit for case in found.items]
+        origin = found.info, found.format, found.split, found.files, found.seed
+        return LoadedSet(edits, found.skipped, found.warnings, found.sha256, *origin)
     return requests.load_edits(path, limit=limit, skip_bad=skip_bad, conflicts=conflicts)
 
 
 def _is_name(name_or_path: str | Path) -> bool:
     return str(name_or_path) in SETS and not Path(name_or_path).exists()
+
+
+def _is_published(path: Path) -> bool:
+    """Whether a file is in a format that a reader knows and that is not our own JSONL or CSV."""
+    if not path.is_file() or ".csv" in (suffix.lower() for suffix in path.suffixes):
+        return False
+    rows, _, unit = records(path)
+    is_list = False
+    if unit == "line":
+        is_list = read_text(path)[0].lstrip().startswith("[")
+    found = (recognised(record) for _, record in rows if not isinstance(record, RequestError))
+    reader = next((reader for reader in found if reader is not None), None)
+    return reader is not None and (reader.name != "ours" or is_list or unit == "row")
+
+
+def _whose(paths: Sequence[Path], reader: Reader) -> tuple[SetInfo | None, str | None]:
+    """The set and the split of which these are files, by their names and the format that it is published in."""
+    names = [path.name.removesuffix(".gz") for path in paths]
+    for info in SETS.values():
+        for split, patterns in info.files.items() if reader.name in info.readers else ():
+            if any(all(fnmatch(name, pattern) for name in names) for pattern in patterns):
+                return info, split
+    return None, None
 
 
 def _split(info: SetInfo, split: str | None) -> str:
@@ -209,6 +238,8 @@ def _read(
     sha256 = files[0][1] if len(files) == 1 else digest(files)
     told = [*request.notes, *short, *warnings]
     chosen: list[Any] = [items[n] for n in kept]
+    if info is None and reader.name not in ("ours", "questions"):  # those two are of no set alone
+        info, split = _whose(paths, reader)
     return LoadedSet(chosen, skipped, told, sha256, info, reader.name, split, files, seed)
 
 

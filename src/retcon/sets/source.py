@@ -49,17 +49,20 @@ def remote(info: SetInfo, split: str) -> list[Path]:
     """The data files of a split on the hub, fetched to its cache.
 
     Raises:
-        RequestError: the hub does not have it, the extra is missing, or it cannot be fetched.
+        RequestError: the hub does not have it, it is Parquet there and the extra is missing, or it cannot be fetched.
     """
     names = " or ".join(info.files[split])
     here = f"download {names} from {info.url} and give its path, or its folder as the root or in ${ROOT_VARIABLE}"
     if info.hub is None or split not in info.hub.files:
         raise RequestError(f"{info.name} {split} is not on this machine and not on the hub; {here}")
-    if find_spec("datasets") is None:
-        raise RequestError(f"{info.name} {split} is not on this machine; {here}; or, to fetch it from the hub, {EXTRA}")
+    repo, pattern = info.hub.repo, info.hub.files[split]
+    if pattern.endswith(".parquet") and find_spec("pyarrow") is None:
+        raise RequestError(
+            f"{info.name} {split} is not on this machine; {here}; or, to fetch it from the hub, where it is Parquet, "
+            f"{EXTRA}"
+        )
     from huggingface_hub import snapshot_download
 
-    repo, pattern = info.hub.repo, info.hub.files[split]
     try:  # files alone: nothing of a repository is run
         folder = Path(snapshot_download(repo, repo_type="dataset", allow_patterns=[pattern]))
     except (OSError, ValueError) as error:

@@ -36,11 +36,17 @@ def test_other_tasks_are_kindly_refused_without_the_extra(monkeypatch: pytest.Mo
 def test_tasks_go_to_the_one_who_knows_them_in_the_order_given(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
     checked: list[object] = []
     monkeypatch.setattr(harness, "check", lambda names, files: checked.append((list(names), files)))
-    scored = {"mine": harness.Scored([1.0, 0.0], "h", "lm-eval 0", "acc")}
+    scored = {"mine": harness.Scored([1.0, 0.0], "h", "lm-eval 0", "acc", "strict-match")}
     monkeypatch.setattr(harness, "run", lambda _lm, names, _files: {name: scored[name] for name in names})
     found = Asking(["mine", "common_sense"]).of(lm, Answers(lm))
     assert (list(found), checked) == (["mine", "common_sense"], [(["mine"], None)])
     assert (found["mine"].scored_by, found["mine"].hits) == ("lm-eval 0", [1.0, 0.0])
+    told = details(found, {}, 0)
+    assert (told["mine"]["filter"], told["common_sense"]["filter"]) == ("strict-match", None)
+    assert told["mine"]["rule"] == (
+        "By the rule of the task in lm-eval 0: acc, of the answer that its filter strict-match finds."
+    )
+    assert "highest summed log probability" in told["common_sense"]["rule"]
 
 
 def test_figures_intervals_and_the_change_are_over_items() -> None:

@@ -46,7 +46,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         rows = [
             {"doc_id": 1, "acc": 0.0, "doc_hash": "b", "filter": "none"},
             {"doc_id": 0, "acc": 1.0, "doc_hash": "a", "filter": "none"},
-            {"doc_id": 0, "acc": 0.0, "doc_hash": "a", "filter": "strict"},
+            {"doc_id": 0, "acc": 0.0, "doc_hash": "a", "filter": "flexible-extract"},
         ]
         return {"samples": dict.fromkeys(options["tasks"], rows)}
 
@@ -70,9 +70,9 @@ def test_the_model_in_memory_is_asked_and_the_tokenizer_is_a_copy(lm: LM, stand_
     assert stand_in["model"]["tokenizer"] is not lm.tokenizer
     assert stand_in["asked"]["tasks"] == ["hellaswag", "retcon_arithmetic"]
     assert stand_in["asked"]["model"] == "the model"
-    assert {name: (one.hits, one.version, one.metric) for name, one in found.items()} == {
-        "hellaswag": ([1.0, 0.0], "lm-eval 0.0", "acc"),
-        "arithmetic": ([1.0, 0.0], "lm-eval 0.0", "acc"),
+    assert {name: (one.hits, one.version, one.metric, one.filter) for name, one in found.items()} == {
+        "hellaswag": ([1.0, 0.0], "lm-eval 0.0", "acc", "none"),
+        "arithmetic": ([1.0, 0.0], "lm-eval 0.0", "acc", "none"),
     }
 
 
@@ -90,6 +90,25 @@ def test_our_tasks_and_a_folder_of_the_users_are_named_to_it(lm: LM, stand_in: d
 def test_a_task_without_a_share_of_right_items_is_refused() -> None:
     with pytest.raises(RetconError, match="no share of right items"):
         harness._scored("perplex", [{"doc_id": 0, "word_perplexity": 3.0}], "lm-eval 0.0")
+
+
+@pytest.mark.parametrize(
+    ("filters", "chosen"),
+    [
+        (["flexible-extract", "strict-match"], "strict-match"),
+        (["custom", "flexible-extract", "none"], "none"),
+        (["second", "first"], "second"),
+        ([None], None),
+    ],
+)
+def test_the_strictest_filter_of_a_task_counts_and_is_recorded(filters: list[str | None], chosen: str | None) -> None:
+    rows = [
+        {"doc_id": n, "exact_match": float(name == chosen), "doc_hash": "a", "filter": name}
+        for name in filters
+        for n in (1, 0)
+    ]
+    found = harness._scored("gsm8k", rows, "lm-eval 0.0")
+    assert (found.hits, found.metric, found.filter) == ([1.0, 1.0], "exact_match", chosen)
 
 
 def test_written_tasks_hold_every_item_and_need_no_network(tmp_path: Path) -> None:

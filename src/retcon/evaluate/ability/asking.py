@@ -16,6 +16,9 @@ from retcon.metrics.summary import mean
 
 __all__ = ["Asking", "Outcome", "details", "figures", "intervals"]
 
+_OWN = "retcon"
+"""Who scores our own tasks."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -27,6 +30,8 @@ class Outcome:
     """Hash of the items, which two outcomes must share to be compared."""
     scored_by: str
     metric: str = "acc"
+    filter: str | None = None
+    """Of lm-evaluation-harness: what took the answer out of the text."""
 
 
 class Asking:
@@ -53,13 +58,21 @@ class Asking:
     def of(self, lm: LM, answers: Answers) -> dict[str, Outcome]:
         """How the model does as it is now, task by task."""
         found = {
-            name: Outcome(right(lm, load(name), answers), storage.digest([repr(one) for one in load(name)]), "retcon")
+            name: Outcome(right(lm, load(name), answers), storage.digest([repr(one) for one in load(name)]), _OWN)
             for name in self._ours
         }
         if self._theirs:
             for name, scored in harnessing.run(lm, self._theirs, self._files).items():
-                found[name] = Outcome(scored.hits, scored.items, scored.version, scored.metric)
+                found[name] = Outcome(scored.hits, scored.items, scored.version, scored.metric, scored.filter)
         return {name: found[name] for name in self._order if name in found}
+
+
+def _rule(outcome: Outcome) -> str:
+    """When an item is right, in words."""
+    if outcome.scored_by == _OWN:
+        return "The right choice has the highest summed log probability; a tie is a miss."
+    taken = "" if outcome.filter in (None, "none") else f", of the answer that its filter {outcome.filter} finds"
+    return f"By the rule of the task in {outcome.scored_by}: {outcome.metric}{taken}."
 
 
 def figures(outcomes: Mapping[str, Outcome]) -> dict[str, float | None]:
@@ -87,6 +100,8 @@ def details(after: Mapping[str, Outcome], before: Mapping[str, Outcome], seed: i
             "items_sha256": outcome.items,
             "scored_by": outcome.scored_by,
             "metric": outcome.metric,
+            "filter": outcome.filter,
+            "rule": _rule(outcome),
             "hits": outcome.hits,
         }
         if name in before:

@@ -7,7 +7,7 @@ choice included, for the prompt.
 import copy
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -40,6 +40,8 @@ class Scored:
     """Hash of the items."""
     version: str
     metric: str
+    filter: str | None = None
+    """What the harness took the answer out of the text by, where it tells."""
 
 
 def check(names: Sequence[str], files: Path | None = None) -> None:
@@ -99,14 +101,21 @@ def run(lm: LM, names: Sequence[str], files: Path | None = None) -> dict[str, Sc
 
 
 def _scored(name: str, rows: Sequence[Mapping[str, Any]], version: str) -> Scored:
-    metric = next((metric for metric in _SHARES if rows and metric in rows[0]), None)
+    chosen = _strictest(dict.fromkeys(row.get("filter") for row in rows))
+    kept = [row for row in rows if row.get("filter") == chosen]  # one filter's figures are enough
+    metric = next((metric for metric in _SHARES if kept and metric in kept[0]), None)
     if metric is None:
         raise RetconError(f"the task {name!r} gives no share of right items ({', '.join(_SHARES)}); choose another")
-    filters = {row.get("filter") for row in rows}
-    kept = [row for row in rows if row.get("filter") == min(filters, key=str)]  # one filter's figures are enough
     kept.sort(key=lambda row: row["doc_id"])
     items = storage.digest([str(row.get("doc_hash", row["doc_id"])) for row in kept])
-    return Scored([float(row[metric]) for row in kept], items, version, metric)
+    return Scored([float(row[metric]) for row in kept], items, version, metric, chosen)
+
+
+def _strictest(filters: Iterable[str | None]) -> str | None:
+    """A strict filter, else the one that changes nothing, else the first of the task: never the one that flatters."""
+    names = list(filters)
+    strict = [name for name in names if name and "strict" in name.lower()]
+    return next(iter([*strict, *(name for name in names if name == "none"), *names]), None)
 
 
 def _theirs(name: str) -> str:

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from retcon.errors import RequestError
-from retcon.requests import Case, ForgetCase, literal
+from retcon.requests import Case, ForgetCase, Probe, literal
 
-__all__ = ["Item", "Reader", "Request", "Row", "each", "number", "one", "template", "texts"]
+__all__ = ["Item", "Reader", "Request", "Row", "asked_further", "each", "number", "one", "template", "texts"]
 
 Item = Case | ForgetCase
 
@@ -100,6 +100,19 @@ def texts(value: Any) -> list[str]:
     if isinstance(value, Iterable) and not isinstance(value, Mapping | bytes):
         return list(dict.fromkeys(text for part in value for text in texts(part)))
     return []
+
+
+def asked_further(record: Mapping[str, Any]) -> tuple[Probe, ...]:
+    """The question that EasyEdit's files add as `portability`; it needs the edited fact and another one.
+
+    >>> asked_further({"portability": {"New Question": "In which state is it?", "New Answer": "Michigan"}})
+    (Probe(prompt='In which state is it?', answers=('Michigan',), kind='reasoning'),)
+    """
+    found = record.get("portability")
+    if not isinstance(found, Mapping):
+        return ()
+    answers = tuple(texts(found.get("New Answer")))
+    return tuple(Probe(question, answers, "reasoning") for question in texts(found.get("New Question")) if answers)
 
 
 def number(record: Mapping[str, Any], key: str, otherwise: int) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from retcon.requests import Case, Edit, Probe
-from retcon.sets.readers.base import Reader, Request, Row, each, number, one, texts
+from retcon.sets.readers.base import Reader, Request, Row, asked_further, each, number, one, texts
 
 __all__ = ["READER", "answer_text"]
 
@@ -38,6 +38,7 @@ def _case(row: Row, request: Request) -> Case:
         tuple(texts(record.get("paraphrase_prompts"))),
         tuple(Probe(prompt, (old,)) for prompt in texts(record.get("neighborhood_prompts"))),
         tuple(texts(record.get("generation_prompts"))),
+        asked_further(record),
         source=request.source,
     )
 

@@ -1,5 +1,7 @@
 """KnowEdit's zsRE, wiki_recent and wiki_counterfact: `prompt`, `subject`, `target_new`, `portability`, `locality` ...
 
+EasyEdit's flat files, such as its CounterFact, are read too: a neighbour is `locality_prompt`, `locality_ground_truth`.
+
 Zhang et al., *A Comprehensive Study of Knowledge Editing for Large Language Models* (arXiv 2401.01286).
 """
 
@@ -8,11 +10,11 @@ from typing import Any
 
 from retcon.errors import RequestError
 from retcon.requests import Case, Edit, Probe
-from retcon.sets.readers.base import Reader, Request, Row, each, number, one, template, texts
+from retcon.sets.readers.base import Reader, Request, Row, asked_further, each, number, one, template, texts
 
 __all__ = ["READER"]
 
-_MARKS = ("locality", "ground_truth", "rephrase_prompt", "rephrase")
+_MARKS = ("locality", "locality_prompt", "ground_truth", "rephrase_prompt", "rephrase")
 _KINDS = {"Subject_Aliasing": "alias", "Reasoning": "reasoning", "Logical_Generalization": "logical"}
 _NEIGHBOURS = "Relation_Specificity"
 """Other groups of `locality` name the new answer and expect it, or the old one, again: they test no neighbour."""
@@ -40,11 +42,17 @@ def _case(row: Row, request: Request) -> Case:
     return Case(
         edit,
         tuple(texts([record.get("rephrase_prompt"), record.get("rephrase")])),
-        tuple(probe for name, probe in _probes(record.get("locality")) if name == _NEIGHBOURS),
+        (
+            *(probe for name, probe in _probes(record.get("locality")) if name == _NEIGHBOURS),
+            *_flat(record.get("locality_prompt"), record.get("locality_ground_truth")),
+        ),
         (),
-        tuple(
-            Probe(probe.prompt, probe.answers, _KINDS.get(name, name.lower()))
-            for name, probe in _probes(record.get("portability"))
+        (
+            *(
+                Probe(probe.prompt, probe.answers, _KINDS.get(name, name.lower()))
+                for name, probe in _probes(record.get("portability"))
+            ),
+            *asked_further(record),
         ),
         request.source,
     )
@@ -53,10 +61,22 @@ def _case(row: Row, request: Request) -> Case:
 def _probes(groups: Any) -> Iterator[tuple[str, Probe]]:
     """The questions of each named group; those without an answer go."""
     for name, group in groups.items() if isinstance(groups, Mapping) else ():
-        for entry in group or ():
+        for entry in group if isinstance(group, list) else ():
+            if not isinstance(entry, Mapping):
+                continue
             prompts, answers = texts(entry.get("prompt")), texts(entry.get("ground_truth"))
             if answers:
                 yield from ((name, Probe(prompt, tuple(answers))) for prompt in prompts)
 
 
-READER = Reader("knowedit", "`prompt`, `target_new` and `locality` or `ground_truth`", _claims, each(_case))
+def _flat(prompts: Any, answers: Any) -> Iterator[Probe]:
+    """A neighbour with its answer, or lists of both that go together; one without an answer goes."""
+    pairs = zip(prompts, answers, strict=False) if isinstance(prompts, list) and isinstance(answers, list) else ()
+    for prompt, answer in pairs if isinstance(prompts, list) else [(prompts, answers)]:
+        found = texts(answer)
+        yield from (Probe(text, tuple(found)) for text in texts(prompt) if found)
+
+
+READER = Reader(
+    "knowedit", "`prompt`, `target_new` and `locality`, `locality_prompt` or `ground_truth`", _claims, each(_case)
+)

@@ -2,6 +2,7 @@
 
 Levy et al. (CoNLL 2017); targets by Mitchell et al., *Fast Model Editing at Scale*, ICLR 2022 (arXiv 2110.11309). The
 new answer is `alt`. (Some papers edit towards the true answer in `answers` instead: those figures do not compare.)
+EasyEdit's copy adds `portability`.
 """
 
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import Any
 
 from retcon.errors import RequestError
 from retcon.requests import Case, Edit, Probe
-from retcon.sets.readers.base import Reader, Request, Row, each, number, one, template, texts
+from retcon.sets.readers.base import Reader, Request, Row, asked_further, each, number, one, template, texts
 
 __all__ = ["READER"]
 
@@ -36,7 +37,13 @@ def _case(row: Row, request: Request) -> Case:
     kept = texts(record.get("loc_ans"))
     other = [text.removeprefix(_LOC_PREFIX) for text in texts(record.get("loc"))]
     neighbours = tuple(Probe(question, tuple(kept)) for question in other if kept)
-    return Case(edit, tuple(texts(record.get("rephrase"))), neighbours, source=request.source)
+    return Case(
+        edit,
+        tuple(texts(record.get("rephrase"))),
+        neighbours,
+        portability=asked_further(record),
+        source=request.source,
+    )
 
 
 READER = Reader("mend", "`src`, `alt`", _claims, each(_case))
