@@ -284,19 +284,19 @@ def test_progress_counts_every_fact_once(tiny_lm: Tiny, store: Store, monkeypatc
 
 def in_order(
     lm: LM, edits: Sequence[Edit], stores: Sequence[Store] = (), *, block: int = 2, end: int | None = None, **more: Any
-) -> tuple[Found, int, list[tuple[str, range]]]:
+) -> tuple[Found, int, list[tuple[str, list[int]]]]:
     """Targets, how many were kept, and what was asked of the caller; block `end` is never searched."""
-    asked: list[tuple[str, range]] = []
+    asked: list[tuple[str, list[int]]] = []
 
-    def search(span: range, advance: Callable[[float], None]) -> Found:
-        if end is not None and span.start // block == end:
+    def search(span: Sequence[int], advance: Callable[[float], None]) -> Found:
+        if end is not None and span[0] // block == end:
             raise KeyboardInterrupt
-        asked.append(("search", span))
+        asked.append(("search", list(span)))
         return values.search(lm, [edits[i] for i in span], CONFIG, TEMPLATES, advance=advance)
 
-    def settled(span: range, found: Found) -> None:
+    def settled(span: Sequence[int], found: Found) -> None:
         assert found.delta.shape[0] == len(span)
-        asked.append(("settled", span))
+        asked.append(("settled", list(span)))
 
     found, cached = find_in_order(lm, edits, CONFIG, TEMPLATES, stores, search, settled, block=block, **more)
     return found, cached, asked
@@ -305,7 +305,7 @@ def in_order(
 def test_blocks_are_sought_and_settled_in_order(tiny_lm: Tiny) -> None:
     lm, edits = tiny_lm("llama"), tiny_edits(5)
     found, cached, asked = in_order(lm, edits)
-    spans = [range(2), range(2, 4), range(4, 5)]
+    spans = [[0, 1], [2, 3], [4]]
     assert asked == [(what, span) for span in spans for what in ("search", "settled")]
     assert cached == 0
     same(found, find(lm, edits, CONFIG, TEMPLATES, batch=2)[0])
@@ -319,7 +319,7 @@ def test_a_run_in_order_loses_the_block_it_ended_in(tiny_lm: Tiny, store: Store)
         in_order(lm, edits, [store], end=2)
     found, cached, asked = in_order(lm, edits, [store])
     assert cached == 4
-    assert asked == [("settled", range(2)), ("settled", range(2, 4)), ("search", range(4, 6)), ("settled", range(4, 6))]
+    assert asked == [("settled", [0, 1]), ("settled", [2, 3]), ("search", [4, 5]), ("settled", [4, 5])]
     same(found, whole)
 
 
@@ -333,6 +333,18 @@ def test_a_block_is_found_again_only_after_the_same_blocks(tiny_lm: Tiny, store:
     assert in_order(lm, edits, [store], block=3)[1] == 0
     assert in_order(lm, edits, [store], options=["aligned", 2.0])[1] == 0
     assert find(lm, edits, CONFIG, TEMPLATES, [store])[1] == 0  # what depends on others is not found for one alone
+
+
+def test_facts_of_one_tie_are_in_one_block_and_their_tie_is_a_part_of_what_is_kept(tiny_lm: Tiny, store: Store) -> None:
+    lm, edits = tiny_lm("llama"), tiny_edits(5)
+    tied = [replace(edit, tie="t" if n in (1, 3, 4) else None) for n, edit in enumerate(edits)]
+    found, cached, asked = in_order(lm, tied, [store])
+    assert [span for what, span in asked if what == "search"] == [[0], [1, 3, 4], [2]]
+    assert cached == 0
+    torch.testing.assert_close(found.delta[[3, 4]], found.delta[[1, 1]])
+    assert in_order(lm, tied, [store])[1] == 5
+    apart = [edits[n] for n in (0, 1, 3, 4, 2)]
+    assert in_order(lm, apart, [store])[1] == 0
 
 
 def test_a_block_has_facts(tiny_lm: Tiny) -> None:

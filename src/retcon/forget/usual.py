@@ -17,10 +17,10 @@ _OPTIONS: dict[str, Mapping[str, Any]] = {
     **dict.fromkeys(("memit", "memit-blue", "pmet", "pmet-blue", "ece", "ece-released", "eamet"), _CLOSELY),
     **dict.fromkeys(("alphaedit", "alphaedit-blue"), _WIDELY),
 }
-"""By method, options that differ from its own. What a model knows by heart is not turned by a short shift, so targets may
-be sought further away than for an edit; once, as a refusal that is reached is easily written. Where texts say what is to
-be left alone, ordinary text counts less, or more directions are open to write in, which makes room to leave those texts
-alone."""
+"""By method, options that differ from its own. What a model knows by heart is not turned by a short shift, so targets
+may be sought further away than for an edit; once, as a refusal that is reached is easily written. Where texts say what
+is to be left alone, ordinary text counts less, or more directions are open to write in, which makes room to leave those
+texts alone."""
 
 
 def usual(method: str, *, retain: int) -> Mapping[str, Any]:
