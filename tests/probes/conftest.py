@@ -55,7 +55,7 @@ def kept() -> list[ForgetCase]:
 
 def _learned(lm: LM, targets: list[str], steps: int) -> Patch:
     edits = [Edit(case.forget.question, target=text) for case, text in zip(CASES, targets, strict=True)]
-    made: Patch = method("locft-bf", steps=steps, batch=100, lr=1e-2, stop=1e-2).edit(lm, edits)
+    made: Patch = method("locft-bf", layers=(2,), steps=steps, batch=100, lr=1e-2, stop=1e-2).edit(lm, edits)
     return made
 
 
