@@ -4,16 +4,20 @@ A cell goes on where it was stopped: what was taught, patches and rows are kept 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from benchmarks import common
+from retcon.evaluate import evaluate
 from retcon.forget.usual import METHOD, TARGET
 from retcon.forget_bench import Bench, Cell, Split, Teaching, split_files, split_known, with_general
 from retcon.forget_bench.cells import cells as ways_of
 from retcon.forget_bench.rows import laid_out
+from retcon.forget_bench.teach import merged, teach
 from retcon.lm import LM
+from retcon.patch import Patch
 from retcon.requests import load_forget
 
 UNLEARNING = common.DATA / "unlearning"
@@ -89,6 +93,27 @@ def measure(dataset: str, ways: Sequence[Cell], name: str) -> None:
     common.keep(f"forgetting/{name}", figures, made.lm)
 
 
+def ordinary(dataset: str, slug: str) -> None:
+    """What a way to forget does to ordinary text: log-perplexity of a fixed 8,000 tokens, in nats, by the kept patch."""
+    made = bench(dataset, [])
+    made.run()
+    folder = common.work(f"forgetting-{dataset}") / "patches" / slug
+    if not folder.exists():
+        raise SystemExit(f"there is no patch yet; run forgetting/{dataset}_{slug} first")
+    teaching = SETS[dataset][1]
+    taught = teach(made.lm, [*made.split.forget, *made.split.retain], teaching) if teaching else None
+    with merged(made.lm, taught) if taught else nullcontext(made.lm) as lm:
+        plain = replace(lm, chat=False)
+        report = evaluate(
+            plain, common.cases(1), patch=Patch.load(folder), metrics=["log_perplexity"], text=common.TEXT
+        )
+    then, now = report.before["log_perplexity"], report.metrics["log_perplexity"]
+    assert then is not None
+    assert now is not None
+    figures = {"set": dataset, "way": slug, "before": then, "after": now, "change": round(now - then, 4)}
+    common.keep(f"forgetting/text_{dataset}_{slug}", figures, made.lm)
+
+
 def section() -> list[str]:
     """The tables of all cells that are there, one a set."""
     lines: list[str] = []
@@ -133,6 +158,12 @@ def _cells(dataset: str) -> dict[str, Callable[[], None]]:
     return found
 
 
+def _texts(dataset: str) -> dict[str, Callable[[], None]]:
+    """What each way of a set does to ordinary text, by the name of the result; after the cells themselves."""
+    slugs = [way.slug for way in _ways(dataset)]
+    return {f"forgetting/text_{dataset}_{slug}": partial(ordinary, dataset, slug) for slug in slugs}
+
+
 def cells() -> dict[str, Callable[[], None]]:
     """All cells by the name of their result."""
-    return {name: cell for dataset in SETS for name, cell in _cells(dataset).items()}
+    return {name: cell for dataset in SETS for name, cell in (_cells(dataset) | _texts(dataset)).items()}
