@@ -94,7 +94,7 @@ def measure(dataset: str, ways: Sequence[Cell], name: str) -> None:
 
 
 def ordinary(dataset: str, slug: str) -> None:
-    """What a way to forget does to ordinary text: log-perplexity of a fixed 8,000 tokens, in nats, by the kept patch."""
+    """What a way to forget does to ordinary text: log-perplexity of 8,000 tokens, in nats, by the kept patch."""
     made = bench(dataset, [])
     made.run()
     folder = common.work(f"forgetting-{dataset}") / "patches" / slug
