@@ -93,3 +93,10 @@ def test_folders_of_the_same_set_elsewhere_are_the_same_cell(tmp_path: Path) -> 
     first = bench(tmp_path / "a", dataset="/one/facts.jsonl", model="/here/tiny")
     second = bench(tmp_path / "b", dataset="facts.jsonl", model="tiny")
     assert len(compared(first, second).pairs) == 1
+
+
+def test_a_figure_that_is_no_finite_number_is_told_and_not_compared(tmp_path: Path) -> None:
+    first, second = bench(tmp_path / "a"), bench(tmp_path / "b", not_finite={"fluency": "nan", "score": "inf"})
+    (pair,) = compared(first, second).pairs
+    assert list(pair.figures) == ["efficacy"]
+    assert pair.not_compared == {"score": "it is 3.000 in the first and ∞ in the second"}

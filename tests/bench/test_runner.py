@@ -1,6 +1,7 @@
 """The bench: rows, cases, failures that stop nothing, stops that lose little, and no trace in the model."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from retcon.evaluate import evaluate
 from retcon.lm import LM
 from retcon.methods import MEMIT, ROME
 from retcon.patch import Patch
+from retcon.report.bench import pictures
+from retcon.report.rows import boards
 from retcon.sets import cases as load_cases
 from retcon.testing.snapshot import changed, snapshot
 
@@ -176,3 +179,39 @@ def test_one_call_runs_it_from_python(asked: dict[str, Any], lm: LM, tmp_path: P
     (row,) = benches.run(asked | {"metrics": ["efficacy"]}, tmp_path / "out", load=lambda _: lm)
     assert row["provenance"]["command"] == "retcon.bench.run"
     assert [item["row"] for item in benches.rows_of(tmp_path / "out")] == [row["row"]]
+
+
+def test_a_fold_with_the_usual_figures_has_its_retention_drawn(bench: Make) -> None:
+    (row,) = bench(mode="sequential", chunk=2, metrics=None).run()
+    told = row["retention"]
+    assert [len(step) for step in told["efficacy_gen"]["scores"]] == [1, 2]
+    assert told["final"] == pytest.approx(row["metrics"]["efficacy"])
+    assert told["efficacy_gen"]["final"] == pytest.approx(row["metrics"]["efficacy_gen"])
+    (board,) = boards([row])
+    caption, _ = pictures(board)["retention"]
+    assert caption == "Retention: efficacy_gen over all edits so far"
+
+
+def test_a_fold_that_an_older_version_began_lacks_its_first_free_running_scores(
+    bench: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = MEMIT.edit, []
+
+    def edit(self: MEMIT, lm: LM, edits: Any, **options: Any) -> Patch:
+        calls.append(len(edits))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, lm, edits, **options)
+
+    monkeypatch.setattr(MEMIT, "edit", edit)
+    with pytest.raises(KeyboardInterrupt):
+        bench(mode="sequential", chunk=2).run()
+    (part,) = (tmp_path / "out" / "patches").glob(".*.partial-*/patch")
+    older = Patch.load(part)
+    info = {name: value for name, value in older.info.items() if name != "retention_gen"}
+    replace(older, info=info).save(part)
+    (row,) = bench(mode="sequential", chunk=2).run()
+    assert row["retention"]["efficacy_gen"]["scores"][0] == [None]
+    assert row["retention"]["efficacy_gen"]["final"] is not None
+    (board,) = boards([row])
+    assert pictures(board)["retention"][0] == "Retention: efficacy over all edits so far"

@@ -68,3 +68,12 @@ def test_remarks_tell_short_sets_and_cached_targets_and_a_fold_what_is_left() ->
     assert heads[4:6] == ["immediate", "final"]
     assert line[4:7] == ["1.000", "0.500", "–"]
     assert line[-1] == "8 edits, there are no more; 3 targets from a cache"
+
+
+def test_a_figure_of_a_ruined_model_is_no_figure_that_was_not_measured() -> None:
+    lost: dict[str, Any] = {"efficacy": 0.5, "neighbourhood_kl": None, "perplexity": None}
+    ruined = done("ft", metrics=lost, not_finite={"neighbourhood_kl": "nan", "perplexity": "inf"})
+    heads, (cells,) = laid_out([ruined])
+    shown = dict(zip(heads, cells, strict=True))
+    assert (shown["perplexity"], shown["neighbourhood_kl"]) == ("∞", "not a number")
+    assert "| ∞ |" in page([ruined, done("memit")])

@@ -1,5 +1,6 @@
 """A paired test between two reports."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,5 +82,12 @@ def test_abilities_are_compared_item_by_item_where_the_items_are_the_same() -> N
 
 def test_it_is_plain_data_for_json() -> None:
     found = compare(report([1.0] * 5), report([0.0, 1.0] * 2 + [1.0])).to_dict()
-    assert set(found) == {"cases", "only_first", "only_second", "figures"}
+    assert set(found) == {"cases", "only_first", "only_second", "figures", "not_compared"}
     assert set(found["figures"]["efficacy"]) == {"difference", "interval", "p", "rows", "clusters"}
+
+
+def test_a_case_that_is_no_finite_number_is_not_left_out_in_silence() -> None:
+    ruined = Report.from_json(report([1.0, math.nan, 1.0, 0.0]).to_json())
+    found = compare(ruined, report([0.0, 1.0, 0.0, 0.0]))
+    assert found.figures == {}
+    assert found.to_dict()["not_compared"] == {"efficacy": "in 1 of 4 cases it is no finite number"}

@@ -33,3 +33,19 @@ def test_numbers_that_are_not_finite_become_null() -> None:
 def test_a_report_knows_whether_a_patch_was_on() -> None:
     assert REPORT.edited
     assert not Report(n=0, metrics={}, before={}, seconds=0.0, provenance={"patch": None}).edited
+
+
+def test_what_is_no_finite_number_is_told_beside_and_read_back() -> None:
+    case = {"metrics": {"neighbourhood_kl": math.nan}, "before": {"neighbourhood_kl": 0.0}}
+    metrics = {"perplexity": math.inf, "log_perplexity": math.nan, "efficacy": 1.0, "fluency": None}
+    ruined = Report(n=1, metrics=metrics, before={"perplexity": 20.0}, seconds=0.0, cases=[case])
+    told = json.loads(ruined.to_json())
+    assert told["not_finite"] == {"perplexity": "inf", "log_perplexity": "nan"}
+    assert "before_not_finite" not in told
+    assert told["cases"][0]["not_finite"] == {"neighbourhood_kl": "nan"}
+    read = Report.from_json(ruined.to_json())
+    assert (read.metrics["perplexity"], read.metrics["fluency"]) == (math.inf, None)
+    assert math.isnan(read.metrics["log_perplexity"] or 0.0)
+    assert math.isnan(read.cases[0]["metrics"]["neighbourhood_kl"])
+    assert read.to_json() == ruined.to_json()
+    assert "not_finite" not in REPORT.to_dict()

@@ -1,14 +1,20 @@
 """The whole evaluation on a tiny model, against a slow reading of the definitions."""
 
+import math
+import os
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.evaluate.conftest import PREFIXES, TEXT, Slow, average
 
 from retcon import forward, tokens
+from retcon.bench import records
 from retcon.errors import RetconError
 from retcon.evaluate import Report, answers, evaluate, generating
+from retcon.evaluate import run as running
+from retcon.evaluate.measure import Values, measure
 from retcon.lm import LM
 from retcon.metrics import METRICS
 from retcon.patch import Patch, active
@@ -226,3 +232,43 @@ def test_other_families_and_tokenizers_are_measured_too(family: str, cases: list
     report = evaluate(other, cases[:3], prefixes=PREFIXES, text=TEXT)
     assert {name for name, value in report.metrics.items() if value is None} == ABSENT
     assert report.provenance["model"]["bos"] == ["<s>"]
+
+
+def test_answers_are_shown_of_what_fails_by_the_figure_of_the_headline(
+    lm: LM, cases: list[Case], patch: Patch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "SHOWN", 3)
+
+    def judged(*args: Any, **options: Any) -> Values:
+        found = measure(*args, **options)
+        for n, values in enumerate(found.cases):
+            values |= {"efficacy_gen": float(n not in (5, 6)), "efficacy": float(n not in (0, 6))}
+        return found
+
+    monkeypatch.setattr(running, "measure", judged)
+    report = evaluate(lm, cases, patch=patch, metrics=["efficacy_gen", "efficacy"])
+    assert [n for n, case in enumerate(report.cases) if case["answers"]["after"] is not None] == [0, 5, 6]
+
+
+def test_a_ruined_model_has_infinite_figures_that_are_told_and_no_interval(
+    lm: LM, cases: list[Case], patch: Patch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judged(*args: Any, edited: bool = True, **options: Any) -> Values:
+        found = measure(*args, edited=edited, **options)
+        if edited:
+            found.cases[3]["neighbourhood_kl"] = math.nan
+            found.windows[0][0] = -math.inf
+        return found
+
+    monkeypatch.setattr(running, "measure", judged)
+    report = evaluate(lm, cases, patch=patch, metrics=["efficacy", "neighbourhood_kl", "perplexity"], text=TEXT)
+    assert set(report.intervals) == {"efficacy"}
+    assert report.warnings == [
+        "neighbourhood_kl is not a number, for 1 of 8 cases are no finite numbers; it has no interval",
+        "perplexity is infinite; it has no interval",
+    ]
+    told = report.to_dict()
+    assert told["not_finite"] == {"neighbourhood_kl": "nan", "perplexity": "inf"}
+    assert told["cases"][3]["not_finite"] == {"neighbourhood_kl": "nan"}
+    path = records.save(told["cases"], Path(os.environ["RETCON_CACHE"]), "cases", {})
+    assert records.load(path) == told["cases"]

@@ -123,3 +123,11 @@ def test_pairing_by_subject_is_more_careful_than_by_row() -> None:
 def test_rows_of_two_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="argument"):
         paired([1.0], [1.0, 0.0], ["a", "b"])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_row_that_is_no_finite_number_is_not_left_out_of_an_interval(bad: float) -> None:
+    values = [0.5, 1.0, bad, 0.2] * 5
+    assert interval(resample_means({"a": values}, range(20))["a"]) is None
+    assert paired(values, [0.0] * 20, range(20)) is None
+    assert interval(np.array([1.0, 2.0, np.inf])) is None

@@ -172,3 +172,43 @@ def test_files_are_written_and_hold_the_rows(tmp_path: Path) -> None:
     told = json.loads(paths[0].read_text(encoding="utf-8"))
     assert len(told["rows"]) == len(rows)
     assert told["provenance"]["command"] in paths[2].read_text(encoding="utf-8")
+
+
+SEQUENTIAL = {"model": "tiny", "dataset": "zsre", "edits": 4, "n": 4, "mode": "sequential", "chunk": 2}
+
+
+def followed(method: str, **retention: Any) -> dict[str, Any]:
+    figures = {"efficacy": 0.75, "efficacy_gen": 0.5, "score_gen": 0.5}
+    return SEQUENTIAL | {
+        "method": method,
+        "metrics": figures,
+        "retention": {"scores": [[1.0], [0.5, 1.0]], **retention},
+    }
+
+
+def test_the_retention_of_the_preferred_figure_is_drawn_and_of_older_rows_the_strict_one() -> None:
+    new, old = followed("a", efficacy_gen={"scores": [[1.0], [0.0, 1.0]]}), followed("b")
+    for rows, caption, told in (
+        ([new], "Retention: efficacy_gen over all edits so far", "a: 100% at 2, 50% at 4"),
+        ([old], "Retention: efficacy over all edits so far", "b: 100% at 2, 75% at 4"),
+        ([new, old], "Retention: efficacy over all edits so far", "a: 100% at 2, 75% at 4"),
+    ):
+        (board,) = boards(rows)
+        found, picture = pictures(board)["retention"]
+        assert found == caption
+        assert told in picture
+
+
+def test_a_ruined_figure_of_a_bench_row_is_shown_and_comes_last_of_equals(tmp_path: Path) -> None:
+    whole = row("whole", 0.5)
+    figures = {"efficacy": 0.5, "specificity": 0.9, "score": 0.5, "perplexity": None}
+    ruined = row("ruined", 0.5, figures=figures, not_finite={"perplexity": "inf"})
+    lost = row("lost", 0.5, figures=figures, not_finite={"perplexity": "nan"})
+    (board,) = boards([ruined, lost, whole])
+    assert board.entries[0].method == "whole"
+    text = markdown([ruined, lost, whole])
+    assert "| ruined | 50% | 90% | ∞ |" in text
+    assert "| lost | 50% | 90% | not a number |" in text
+    write([row("raw", 0.5, figures={"efficacy": 0.5, "perplexity": float("inf")})], tmp_path)
+    (told,) = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["rows"]
+    assert (told["figures"]["perplexity"], told["not_finite"]) == (None, {"perplexity": "inf"})

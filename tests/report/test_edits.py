@@ -194,3 +194,32 @@ def test_three_files_are_written(tmp_path: Path) -> None:
     assert [path.name for path in paths] == ["report.json", "report.md", "report.html"]
     assert Report.from_json(paths[0].read_text(encoding="utf-8")).metrics == REPORT.metrics
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json", "report.md"]
+
+
+def many(n: int, failed: int, said: int) -> Report:
+    """So many cases, of which the first so many fail, and the first so many have answers."""
+    cases = [
+        case(f"Place {i}", 1.0, *(("Paris", "Rome") if i < said else (None, None)), metrics={
+            "efficacy": 1.0, "efficacy_gen": float(i >= failed)
+        })
+        for i in range(n)
+    ]  # fmt: skip
+    return replace(REPORT, metrics={"efficacy": 1.0, "efficacy_gen": 1 - failed / n}, cases=cases)
+
+
+@pytest.mark.parametrize("kind", RENDERINGS)
+def test_how_many_fail_is_told_of_all_cases_and_not_of_those_that_are_shown(kind: str) -> None:
+    for report, told in (
+        (many(30, 12, 5), "12 of 30 cases are not as wanted; the first 5 are shown."),
+        (many(30, 3, 5), "3 of 30 cases are not as wanted; 5 cases are shown, failures first."),
+        (many(5, 1, 5), "1 of 5 cases is not as wanted."),
+    ):
+        assert told in RENDERINGS[kind](report)
+
+
+@pytest.mark.parametrize("kind", RENDERINGS)
+def test_what_is_no_finite_number_is_told_and_survives_the_file(kind: str) -> None:
+    ruined = replace(REPORT, metrics={"perplexity": math.inf}, warnings=["perplexity is infinite; it has no interval"])
+    text = RENDERINGS[kind](Report.from_json(ruined.to_json()))
+    assert "∞" in text
+    assert "perplexity is infinite" in text

@@ -1,5 +1,6 @@
 """Two benches held against each other: the same cells, the same cases, and how sure the difference is."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -7,7 +8,9 @@ from typing import Any
 
 from retcon.bench import records
 from retcon.bench.rows import Row, read
+from retcon.bench.words import number
 from retcon.errors import RetconError
+from retcon.evaluate.record import restored
 from retcon.metrics import METRICS
 from retcon.metrics.intervals import paired
 
@@ -42,6 +45,8 @@ class Pair:
     n: int
     """Cases that both were judged on."""
     figures: dict[str, Difference]
+    not_compared: dict[str, str] = field(default_factory=dict)
+    """Why a figure that both have is not compared: in one of them it is no finite number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +143,16 @@ def _pair(first: tuple[Path, Row], second: tuple[Path, Row], seed: int) -> Pair:
             f"{rows[0]['row']} and {rows[1]['row']} were judged on different cases; run both on the same set, with the "
             "same N, seed and sample"
         )
-    figures = {}
+    figures, left = {}, {}
     for name in METRICS:
-        one, two = (row["metrics"].get(name) for row in rows)
-        if one is not None and two is not None:
+        one, two = (restored(row)["metrics"].get(name) for row in rows)
+        if one is None or two is None:
+            continue
+        if math.isfinite(one) and math.isfinite(two):
             figures[name] = _difference(name, one, two, mine, theirs, seed)
-    return Pair(rows[0]["row"], rows[1]["row"], len(mine), figures)
+        else:
+            left[name] = f"it is {number(one)} in the first and {number(two)} in the second"
+    return Pair(rows[0]["row"], rows[1]["row"], len(mine), figures, left)
 
 
 def _asked(case: dict[str, Any]) -> tuple[Any, ...]:

@@ -16,8 +16,8 @@ EXTRA = "pip install 'retcon-lm[bench]'"
 
 _TEXTS = ("id", "prompt", "subject", "target", "old")
 _FIGURES = ("metrics", "before")
-_LISTS = ("missed", "changed", "written", "portability")
-"""Fields of a report's case; texts stand in columns, figures in one column each, lists as JSON."""
+_LISTS = ("missed", "changed", "written", "portability", "not_finite", "before_not_finite")
+"""Fields of a report's case; texts stand in columns, figures in one column each, lists and maps as JSON."""
 
 
 def parquet() -> bool:

@@ -35,6 +35,9 @@ __all__ = ["Bench", "Plan", "Planned", "run"]
 _TOTAL = ("edit", "retention", "judge")
 """Parts of a row's seconds that make its total; the others are parts of `edit`."""
 
+_FOLLOWED = {"efficacy": "retention", "efficacy_gen": "retention_gen"}
+"""Figures that are taken after each chunk, and the keys of a patch's info that keep them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Planned:
@@ -190,7 +193,7 @@ class Bench:
             "targets_cached": info["targets_cached"],
             **{name: info[name] for name in ("peak_memory_mb", "peak_memory_own", "peak_device_mb")},
             "patch": {"id": patch.id, "bytes": patch.size_bytes, "folds": folds(patch), "summary": patch.summary},
-            **({} if cell.chunk is None else {"retention": _kept(info["retention"])}),
+            **({} if cell.chunk is None else {"retention": _kept(info)}),
             "config": plain(asdict(method.config)),
         }
         if (told := timing(cell.asked() | row)) is not None:
@@ -205,10 +208,10 @@ class Bench:
             started, size = time.perf_counter(), cell.chunk or len(edits)
             done = data.cases[: len(made.edits)]
             chunks = [done[start : start + size] for start in range(0, len(done), size)]
-            held = retention_step(lm, chunks, made, metrics=["efficacy"])["efficacy"]
-            scores = [*before.get("retention", []), list(held.by_batch)]
+            held = retention_step(lm, chunks, made, metrics=list(_FOLLOWED))
+            scores = {key: [*_so_far(before, key), list(held[name].by_batch)] for name, key in _FOLLOWED.items()}
             spent = before.get("retention_seconds", 0.0) + time.perf_counter() - started
-            return {"retention": scores, "retention_seconds": round(spent, 3)}
+            return {**scores, "retention_seconds": round(spent, 3)}
 
         return folded(
             lm,
@@ -243,6 +246,7 @@ class Bench:
             "n": len(data.cases),
             "judged": report["n"],
             **{name: report[name] for name in ("metrics", "intervals", "before", "before_intervals")},
+            **{name: report[name] for name in ("not_finite", "before_not_finite", "warnings") if report.get(name)},
             "seconds": {"judge": report["seconds"]},
             "cases": path.relative_to(self.folder).as_posix(),
             "provenance": report["provenance"],
@@ -286,6 +290,19 @@ def _is_file(value: object) -> bool:
     return isinstance(value, str) and Path(value).is_file()
 
 
-def _kept(scores: Sequence[Sequence[float | None]]) -> dict[str, Any]:
-    """The efficacy of each chunk after each step, and what it comes to."""
-    return {"scores": [list(row) for row in scores], **asdict(retention(scores))}
+def _so_far(info: Mapping[str, Any], key: str) -> list[list[float | None]]:
+    """The scores of the steps before this one; a fold that an older version began did not measure all of them."""
+    steps = len(info.get("retention", []))
+    found: list[list[float | None]] = info.get(key, [[None] * (step + 1) for step in range(steps)])
+    return found
+
+
+def _kept(info: Mapping[str, Any]) -> dict[str, Any]:
+    """The efficacy of each chunk after each step, and what it comes to; under its name the same of the free-running
+    one."""
+    own, *rest = (
+        (name, {"scores": [list(row) for row in info[key]], **asdict(retention(info[key]))})
+        for name, key in _FOLLOWED.items()
+        if key in info
+    )
+    return own[1] | dict(rest)

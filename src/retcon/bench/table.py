@@ -5,6 +5,7 @@ from typing import Any
 
 from retcon.bench.cells import short
 from retcon.bench.words import markdown, named, number
+from retcon.evaluate.record import restored
 from retcon.metrics import METRICS
 
 __all__ = ["laid_out", "latest", "page"]
@@ -18,8 +19,9 @@ _WIDTH = 80
 
 
 def latest(rows: Iterable[Row]) -> list[Row]:
-    """Of rows of one name, as an older version or another sample left them, the last; in the order of first rows."""
-    return list({row["row"]: row for row in rows}.values())
+    """Of rows of one name, as an older version or another sample left them, the last; in the order of first rows.
+    Figures that are no finite numbers are such numbers again."""
+    return [restored(row) for row in {row["row"]: row for row in rows}.values()]
 
 
 def laid_out(rows: Iterable[Row]) -> tuple[list[str], list[list[str]]]:

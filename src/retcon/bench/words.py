@@ -1,5 +1,6 @@
 """How rows are put into words: names, numbers, Markdown."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,13 @@ def as_json(options: Mapping[str, Any]) -> dict[str, Any]:
 def number(value: float | None, digits: int = 3) -> str:
     """A figure with so many digits; one too small for three of them in powers of ten.
 
-    >>> number(0.91234), number(None), number(1.5e-9), number(61.25, 1)
-    ('0.912', '–', '1.5e-09', '61.2')
+    >>> number(0.91234), number(None), number(1.5e-9), number(61.25, 1), number(math.inf)
+    ('0.912', '–', '1.5e-09', '61.2', '∞')
     """
     if value is None:
         return "–"
+    if not math.isfinite(value):
+        return "not a number" if math.isnan(value) else "∞" if value > 0 else "-∞"
     return f"{value:.1e}" if digits == 3 and 0 < abs(value) < 0.0005 else f"{value:.{digits}f}"
 
 

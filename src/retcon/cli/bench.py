@@ -202,4 +202,5 @@ def _show_comparison(shown: Screen, found: "Comparison") -> None:
     for which, names in (("first", found.only_first), ("second", found.only_second)):
         if names:
             shown.say(f"Only in the {which}: {'; '.join(names)}.")
-    shown.warn([f"not compared: {sentence}" for sentence in found.refused])
+    ruined = [f"{pair.first}: {name}: {why}" for pair in found.pairs for name, why in pair.not_compared.items()]
+    shown.warn([f"not compared: {sentence}" for sentence in (*found.refused, *ruined)])

@@ -1,8 +1,9 @@
 """Which of two patches is better? A paired test of each figure, on the cases that both were judged by."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from retcon.errors import RetconError
@@ -27,6 +28,8 @@ class Comparison:
     only_first: int
     only_second: int
     """Cases that only one of them was judged by, and that say nothing here."""
+    not_compared: dict[str, str] = field(default_factory=dict)
+    """Why a figure that both have is not compared: in some case it is no finite number."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -44,6 +47,7 @@ class Comparison:
                 }
                 for name, found in self.figures.items()
             },
+            "not_compared": dict(self.not_compared),
         }
 
 
@@ -69,9 +73,11 @@ def compare(first: Report, second: Report, *, seed: int = 0) -> Comparison:
     subjects = clusters([ours[key]["subject"] for key in shared])
     rows = [(ours[key]["metrics"], theirs[key]["metrics"]) for key in shared]
     names = [name for name in first.metrics if name in second.metrics and any(name in one for one, _ in rows)]
+    ruined = {name: sum(not (_sound(one, name) and _sound(two, name)) for one, two in rows) for name in names}
     found: dict[str, Paired | None] = {
         name: paired([one.get(name) for one, _ in rows], [two.get(name) for _, two in rows], subjects, seed=seed)
         for name in names
+        if not ruined[name]
     }
     found |= _abilities(first, second, seed)
     return Comparison(
@@ -79,7 +85,14 @@ def compare(first: Report, second: Report, *, seed: int = 0) -> Comparison:
         len(shared),
         len(ours) - len(shared),
         len(theirs) - len(shared),
+        {name: f"in {n} of {len(shared)} cases it is no finite number" for name, n in ruined.items() if n},
     )
+
+
+def _sound(values: Mapping[str, float | None], name: str) -> bool:
+    """Whether a case has a finite number there, or nothing."""
+    value = values.get(name)
+    return value is None or math.isfinite(value)
 
 
 def _named(report: Report) -> dict[Key, dict[str, Any]]:

@@ -2,12 +2,16 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Report", "plain"]
+__all__ = ["Report", "noted", "plain", "restored"]
 
 Value = float | None
+
+_NOTES = (("metrics", "not_finite"), ("figures", "not_finite"), ("before", "before_not_finite"))
+"""Where figures stand in a record, and where beside them it says which of them are no finite numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,8 @@ class Report:
     cases: list[dict[str, Any]] = field(default_factory=list)
     """A record a case: the edit, its values, its answers, the paraphrases `missed`, the neighbours `changed`, what was
     `written` freely at the edit prompt, and the questions of `portability` with what was written there."""
+    warnings: list[str] = field(default_factory=list)
+    """What a reader of the figures must know: which are no finite numbers, and so have no interval."""
     details: dict[str, Any] = field(default_factory=dict)
     """What is behind figures: `prefix_tokens`, `facts_of_the_subject`, `portability`, `specificity_gen`, `ability`;
     each only where there is something to tell."""
@@ -42,9 +48,14 @@ class Report:
         return self.provenance.get("patch") is not None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; a figure that is not a finite number becomes None."""
-        names = ("n", "metrics", "before", "seconds", "intervals", "before_intervals", "details", "provenance", "cases")
-        return {name: plain(getattr(self, name)) for name in names}
+        """Plain data for JSON. A figure that is not a finite number becomes None; which these are, and what they were,
+        is told beside them: in `not_finite` and `before_not_finite`, here and in each case, where there are any."""
+        names = (
+            "n", "metrics", "before", "seconds", "intervals", "before_intervals", "warnings", "details", "provenance",
+        )  # fmt: skip
+        found = {name: plain(getattr(self, name)) for name in names}
+        found |= noted({"metrics": self.metrics, "before": self.before})
+        return found | {"cases": [plain(case) | noted(case) for case in self.cases]}
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """One JSON object that begins with n, metrics, before and seconds."""
@@ -53,10 +64,39 @@ class Report:
     @classmethod
     def from_json(cls, text: str) -> "Report":
         """The report that `to_json` wrote."""
-        data = json.loads(text)
+        data = restored(json.loads(text))
+        data["cases"] = [restored(case) for case in data["cases"]]
         for name in ("intervals", "before_intervals"):
             data[name] = {key: (low, high) for key, (low, high) in data[name].items()}
         return cls(**data)
+
+
+def noted(record: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Which figures of a record are no finite numbers, for `plain` makes them None; only where there are any.
+
+    >>> noted({"metrics": {"perplexity": math.inf, "efficacy": 1.0}, "before": {"perplexity": 20.0}})
+    {'not_finite': {'perplexity': 'inf'}}
+    """
+    found = {
+        note: {name: str(float(value)) for name, value in (record.get(group) or {}).items() if _broken(value)}
+        for group, note in _NOTES
+        if group in record
+    }
+    return {note: names for note, names in found.items() if names}
+
+
+def restored(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of JSON with the figures that `noted` told of as the numbers they were, and without the notes.
+
+    >>> restored({"metrics": {"perplexity": None}, "not_finite": {"perplexity": "inf"}})
+    {'metrics': {'perplexity': inf}}
+    """
+    notes = {note for _, note in _NOTES}
+    found = {name: value for name, value in record.items() if name not in notes}
+    for group, note in _NOTES:
+        if group in found and record.get(note):
+            found[group] = dict(found[group] or {}) | {name: float(told) for name, told in record[note].items()}
+    return found
 
 
 def plain(value: Any) -> Any:
@@ -68,3 +108,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value
+
+
+def _broken(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

@@ -1,5 +1,6 @@
 """Measuring a model before and after a patch, on the same questions."""
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,8 @@ ANSWER_TOKENS = 12
 """Length of the answers that a report shows."""
 
 SHOWN = 100
-"""For how many edit prompts, and how many changed neighbours, a report shows answers: failures first."""
+"""For how many edit prompts, and how many changed neighbours, a report shows answers: failures of its headline figure
+first, then those of strict efficacy."""
 
 
 def evaluate(
@@ -129,6 +131,10 @@ def evaluate(
         seconds=round(time.perf_counter() - started, 3),
         intervals=after_intervals | ability.intervals(able_after, seed),
         before_intervals=intervals_before | ability.intervals(able_before, seed),
+        warnings=[
+            *_warnings(after_figures, after_intervals, values),
+            *(_warnings(figures_before, intervals_before, before, "before the edit, ") if before is not None else ()),
+        ],
         details={name: found for name, found in details.items() if found},
         provenance={
             "model": origins.model(lm),
@@ -209,10 +215,15 @@ def _first_tokens(lm: LM, unedited: Answers, prompts: Sequence[Ids]) -> dict[Ids
 def _to_show(plan: Plan, values: Values) -> list[Ids]:
     """The prompts whose answers a report shows: edits that failed, other edits, neighbours that changed."""
     edits = []
-    name = next((name for name in ("efficacy", "efficacy_gen") if name in plan.wanted), None)
-    if name is not None:
-        order = sorted(range(len(plan.cases)), key=lambda n: values.cases[n][name] or 0.0)
-        edits = [plan.cases[n].edit.prompt for n in order[:SHOWN]]
+    names = [name for name in ("efficacy_gen", "efficacy") if name in plan.wanted]
+    if names:
+
+        def held(n: int) -> list[float]:
+            """By the figure that the headline takes where the case has it, then by the strict one."""
+            known = [value for name in names if (value := values.cases[n][name]) is not None]
+            return [known[0], known[-1]] if known else [0.0, 0.0]
+
+        edits = [plan.cases[n].edit.prompt for n in sorted(range(len(plan.cases)), key=held)[:SHOWN]]
     return edits + [question.prompt for questions in values.changed for question in questions][:SHOWN]
 
 
@@ -234,6 +245,25 @@ def _summary(
         return {}, {}
     means, bounds = figures(wanted, values), intervals(wanted, values, subjects, seed)
     return {name: means[name] for name in asked}, {name: bounds[name] for name in asked if name in bounds}
+
+
+def _warnings(
+    means: Mapping[str, float | None], bounds: Mapping[str, tuple[float, float]], values: Values, when: str = ""
+) -> list[str]:
+    """A sentence for each figure that is no finite number, or whose interval would leave such out."""
+    told = []
+    for name, value in means.items():
+        if value is None:
+            continue
+        each = [one for case in values.cases if (one := case.get(name)) is not None]
+        ruined = sum(not math.isfinite(one) for one in each)
+        if not math.isfinite(value):
+            what = "infinite" if math.isinf(value) else "not a number"
+            cause = f", for {ruined} of {len(each)} cases are no finite numbers" if ruined else ""
+            told.append(f"{when}{name} is {what}{cause}; it has no interval")
+        elif name == "perplexity" and name not in bounds and len(values.windows) > 1:
+            told.append(f"{when}{name} has no interval: in some samples of the bootstrap it is infinite")
+    return told
 
 
 def _text_record(plan: Plan, text: str | Path | None) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from retcon.bench.rows import Rows
 from retcon.bench.words import markdown, number
+from retcon.evaluate.record import restored
 
 __all__ = ["FIGURES", "laid_out", "rows", "table"]
 
@@ -41,7 +42,7 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def laid_out(rows: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Heads and cells of the table; a figure that no row has has no column, and a row that could not be says why."""
-    rows = list(rows)
+    rows = [restored(row) for row in rows]
     shown = [name for name in FIGURES if any(_value(row, name) is not None for row in rows)]
     heads = ["forgets by", *(FIGURES[name] for name in shown), "seconds", "peak MB", "remark"]
     cells = []

@@ -206,6 +206,7 @@ class Bench:
         return {
             "metrics": report.get("metrics"),
             "before": report.get("before"),
+            **{name: report[name] for name in ("not_finite", "before_not_finite") if report.get(name)},
             "seconds": {"judge": spent},
             "peak_memory_mb": peak_memory_mb(),
         }

@@ -59,11 +59,14 @@ def resample_means(
 def interval(samples: NDArray[np.float64], level: float = 0.95) -> tuple[float, float] | None:
     """The central `level` of bootstrap samples (percentile method); None if no sample has a value.
 
+    None as well if a sample is infinite: an interval of the others would leave out the worst. (A sample that is not a
+    number has no value; where a row is not a number, no sample has one.)
+
     A figure that is the same in every cluster (all 1.0, say) gets an interval of no width, whatever the number of
     clusters: the bootstrap cannot see what it never drew.
     """
-    known = samples[np.isfinite(samples)]
-    if not known.size:
+    known = samples[~np.isnan(samples)]
+    if not known.size or np.isinf(known).any():
         return None
     low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

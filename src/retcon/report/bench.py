@@ -18,7 +18,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from retcon.evaluate.record import plain
+from retcon.evaluate.record import noted, plain
 from retcon.metrics import METRICS
 from retcon.report import plots, words
 from retcon.report.parts import NONE, escaped, flat, markdown_table, number, page, written
@@ -132,7 +132,7 @@ def write(
     """Write `report.json`, `report.md` and `report.html` into a folder, each whole or not at all; their paths."""
     told = {
         "headline": headline(rows).sentence,
-        "rows": rows,
+        "rows": [{**row, **noted(row)} for row in rows],
         "provenance": _origin(rows) if provenance is None else provenance,
     }
     text = json.dumps(plain(told), indent=2, ensure_ascii=False, allow_nan=False)
@@ -190,7 +190,7 @@ def pictures(board: Board) -> dict[str, tuple[str, Markup]]:
         for e in board.entries
         if e.seconds is not None and (quality := _finite(e.figures.get(ranked))) is not None
     ]
-    kept = [plots.Series(e.method, line) for e in board.entries if len(line := _line(e, held)) > 1]
+    followed, kept = _retained(board, held)
     drawn: dict[str, tuple[str, Markup]] = {}
     if len(harm) > 1:
         picture = plots.scatter(harm, title="Efficacy against harm", x="neighbour answers changed", y=held)
@@ -202,9 +202,19 @@ def pictures(board: Board) -> dict[str, tuple[str, Markup]]:
         )
         drawn["time"] = f"Time against quality: {ranked} over the seconds that the edits took", picture
     if kept:
-        picture = plots.lines(kept, title="Retention", x="edits so far", y=held)
-        drawn["retention"] = f"Retention: {held} over all edits so far", picture
+        picture = plots.lines(kept, title="Retention", x="edits so far", y=followed)
+        drawn["retention"] = f"Retention: {followed} over all edits so far", picture
     return drawn
+
+
+def _retained(board: Board, held: str) -> tuple[str, list[plots.Series]]:
+    """The figure that the most methods were followed by, of equals the one that is preferred, and their lines."""
+    found = {
+        name: [plots.Series(e.method, line) for e in board.entries if len(line := _line(e, name)) > 1]
+        for name in dict.fromkeys((held, "efficacy_gen", "efficacy"))
+    }
+    name = max(found, key=lambda name: len(found[name]))
+    return name, found[name]
 
 
 def _line(entry: Entry, name: str) -> tuple[tuple[float, float], ...]:
@@ -223,7 +233,7 @@ def _texts(entry: Entry) -> list[str]:
     """A line of a board in words, by `_NAMES`."""
     shares = [entry.figures.get(words.preferred(entry.figures, name)) for name in _GAINS]
     shares.append(entry.figures.get(_HARM))
-    told = [NONE if _finite(value) is None else words.percent(value or 0.0) for value in shares]
+    told = [number(value) if value is None or not math.isfinite(value) else words.percent(value) for value in shares]
     score = entry.figures.get(words.preferred(entry.figures, "score"))
     time = NONE if entry.seconds is None else words.seconds(entry.seconds)
     return [entry.method, *told, _surprise(entry.surprise), number(score), time]
@@ -232,7 +242,9 @@ def _texts(entry: Entry) -> list[str]:
 def _surprise(value: float | None) -> str:
     if value is None:
         return NONE
-    return f"{100 * value:+.0f}%" if value < 1 else f"×{1 + value:.3g}" if math.isfinite(value) else "∞"
+    if not math.isfinite(value):
+        return number(value)
+    return f"{100 * value:+.0f}%" if value < 1 else f"×{1 + value:.3g}"
 
 
 def _span(entry: Entry, name: str) -> Markup:

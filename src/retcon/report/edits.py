@@ -1,6 +1,7 @@
 """A `Report` for people: a terminal table, Markdown, and one HTML page that needs nothing else.
 
-All three show failures first, and what the edit harmed beside what it achieved.
+All three show failures first, and what the edit harmed beside what it achieved. Answers are shown of as many cases as
+the evaluation let the model say them (`retcon.evaluate.run.SHOWN`); how many failed in all stands above them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,7 @@ from retcon.report.parts import (
 __all__ = ["html", "markdown", "table", "write"]
 
 SHOWN = 12
-"""How many answers a page shows at first; failures are all shown."""
+"""How many answers a page shows at first; of the failures that have answers none is folded away."""
 
 _HEADINGS: dict[Kind, str] = {"gain": "What the edit achieved", "harm": "What it harmed"}
 
@@ -46,11 +47,24 @@ def answers(report: Report) -> list[Answer]:
         said = case["answers"]
         if said["before"] is None and said["after"] is None:
             continue
-        good = case["metrics"].get(words.preferred(report.metrics, "efficacy")) == 1
+        good = _held(case) == 1
         missed = len(case["missed"])
         note = f"{missed} {'paraphrase' if missed == 1 else 'paraphrases'} not changed" if missed else ""
         found.append(Answer(case["prompt"], case["target"], _said(said["before"]), _said(said["after"]), good, note))
     return sorted(found, key=lambda answer: answer.good)
+
+
+def counted(report: Report) -> str:
+    """How many of all cases are not as wanted, and how many of them are shown; empty for the model alone."""
+    values = [value for case in report.cases if (value := _held(case)) is not None]
+    if not report.edited or not values:
+        return ""
+    failed, said = sum(value != 1 for value in values), answers(report)
+    shown = sum(not answer.good for answer in said)
+    told = f"{failed:,} of {words.counted(len(values), 'case')} {'is' if failed == 1 else 'are'} not as wanted"
+    if shown < failed:
+        return f"{told}; the first {shown:,} are shown."
+    return f"{told}." if len(said) >= len(values) else f"{told}; {len(said):,} cases are shown, failures first."
 
 
 def harms(report: Report) -> list[Answer]:
@@ -70,6 +84,7 @@ def table(report: Report, *, rows: int = 10) -> RenderableType:
     """The report for a terminal, with at most `rows` answers and as many harms."""
     headline = Text(words.of_edits(report).sentence)
     parts: list[RenderableType] = [Text(_title(report), style="bold"), headline, Text(_subtitle(report), style="dim")]
+    parts += [Text(warning, style="red") for warning in report.warnings]
     for kind, heading in _HEADINGS.items():
         shown = figures(report, kind, described(report))
         if shown:
@@ -77,7 +92,7 @@ def table(report: Report, *, rows: int = 10) -> RenderableType:
     said, broken = answers(report), harms(report)
     if said:
         parts += [
-            Text(),
+            Text(counted(report)),
             answer_table("Answers, failures first", said[:rows], len(said), edited=report.edited, wanted="wanted"),
         ]
     if broken:
@@ -96,14 +111,20 @@ def markdown(report: Report, *, rows: int = 20) -> str:
     headline = words.of_edits(report)
     lines = [f"# {_title(report)}", "", f"**{escaped(headline.sentence)}**", "", _subtitle(report), ""]
     lines += [*(f"- {escaped(rule)}" for rule in headline.rules), ""]
+    lines += [line for warning in report.warnings for line in (f"> **Warning:** {escaped(warning)}", "")]
     for kind, heading in _HEADINGS.items():
         shown = figures(report, kind, described(report))
         if shown:
             lines += [f"## {heading}", "", *markdown_figures(shown)]
-    for heading, said in (("Answers, failures first", answers(report)), ("Neighbours that changed", harms(report))):
+    sections = (
+        ("Answers, failures first", counted(report), answers(report)),
+        ("Neighbours that changed", "", harms(report)),
+    )
+    for heading, caption, said in sections:
         if said:
             cells = [[a.prompt, a.wanted, a.before, a.after, a.note] for a in said[:rows]]
-            lines += [f"## {heading}", "", *markdown_table(["prompt", "wanted", "before", "after", ""], cells)]
+            lines += [f"## {heading}", "", *([caption, ""] if caption else [])]
+            lines += [*markdown_table(["prompt", "wanted", "before", "after", ""], cells)]
         if len(said) > rows:
             lines += [f"{len(said) - rows} more in the JSON report.", ""]
     lines += details.markdown(report)
@@ -116,7 +137,7 @@ def markdown(report: Report, *, rows: int = 20) -> str:
 def html(
     report: Report, patch: Patch | None = None, *, curves: Mapping[str, Mapping[str, Sequence[Any]]] | None = None
 ) -> str:
-    """The report as one page without scripts or outside files, every case in it.
+    """The report as one page without scripts or outside files, with every answer that the report has.
 
     Args:
         report: what was measured.
@@ -124,9 +145,7 @@ def html(
         curves: of a run that edits in batches: by figure, how many `edits` had come and the figure `of_all` of them.
     """
     said = answers(report)
-    failed = [answer for answer in said if not answer.good]
-    caption = f"{len(failed)} of these {len(said)} are not as wanted." if report.edited else ""
-    shown = max(len(failed), SHOWN)
+    shown = max(sum(not answer.good for answer in said), SHOWN)
     return page(
         "report.html.jinja",
         report=report,
@@ -134,12 +153,12 @@ def html(
         headline=words.of_edits(report),
         subtitle=_subtitle(report),
         sections=[(kind, heading, figures(report, kind, described(report))) for kind, heading in _HEADINGS.items()],
-        answers=[("answers", _answers_heading(report), caption, said[:shown], said[shown:])],
+        answers=[("answers", _answers_heading(report), counted(report), said[:shown], said[shown:])],
         harms=harms(report),
         details=details.tables(report),
         where=None if patch is None else heat.where(patch),
         wanted="wanted",
-        notes=[],
+        notes=report.warnings,
         retention=_retention(curves or {}),
         provenance=flat(report.provenance),
     )
@@ -198,6 +217,12 @@ def _retention(curves: Mapping[str, Mapping[str, Sequence[Any]]]) -> Markup | No
 
 def _answers_heading(report: Report) -> str:
     return "Answers, failures first" if report.edited else "Answers"
+
+
+def _held(case: Mapping[str, Any]) -> float | None:
+    """Whether a case holds, by the figure that the headline takes; by the strict one where the case has no such."""
+    value: float | None = case["metrics"].get(words.preferred(case["metrics"], "efficacy"))
+    return value
 
 
 def _said(text: str | None) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Required, TypedDict, cast
 
 from retcon.errors import RetconError
+from retcon.evaluate.record import restored
+from retcon.metrics import METRICS
 from retcon.report.words import preferred
 
 __all__ = ["Board", "Entry", "Retained", "Row", "boards", "failures", "taken"]
@@ -40,6 +42,10 @@ class Row(TypedDict, total=False):
     """Of the edited model, by the names of `retcon.metrics.METRICS`."""
     before: Mapping[str, Value]
     """Of the unedited one."""
+    not_finite: Mapping[str, str]
+    """Of the `figures` that are None those that were measured: `inf` or `nan`."""
+    before_not_finite: Mapping[str, str]
+    """The same of `before`."""
     intervals: Mapping[str, Sequence[float]]
     """95% (low, high) of `figures`."""
     seconds: float | None
@@ -78,7 +84,9 @@ class Entry:
     def surprise(self) -> Value:
         """By what share ordinary text got more surprising: perplexity after over before, less 1."""
         then, now = (_perplexity(side) for side in (self.before, self.figures))
-        return None if then is None or now is None or not then > 0 else now / then - 1
+        if then is None or now is None or then <= 0:
+            return None
+        return now / then - 1 if math.isfinite(then) else math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +141,9 @@ def failures(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
 
 
 def taken(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """The rows in the form of `Row`, of those that share a name the last; errors as in `boards`."""
-    named = {row.get("row", number): row for number, row in enumerate(rows)}
+    """The rows in the form of `Row`, of those that share a name the last; errors as in `boards`. Figures that are no
+    finite numbers are such numbers again."""
+    named = {row.get("row", number): restored(row) for number, row in enumerate(rows)}
     listed = [_adopted(row) if "edits" in row else cast("Row", row) for row in named.values()]
     for number, row in enumerate(listed, 1):
         for key in ("method", "dataset", "n"):
@@ -164,17 +173,23 @@ def _adopted(row: Mapping[str, Any]) -> Row:
         "seconds": None if each is None else each * n,
         "error": row.get("failed") or (f"does not apply: {row['na']}" if "na" in row else None),
     }
-    scores = (row.get("retention") or {}).get("scores") or []
-    return made | {"retention": [_step(chunks, int(chunk or n), n) for chunks in scores]}
+    kept = row.get("retention") or {}
+    followed = {"efficacy": kept.get("scores"), "efficacy_gen": (kept.get("efficacy_gen") or {}).get("scores")}
+    scores = {name: steps for name, steps in followed.items() if steps}
+    steps = zip(*scores.values(), strict=True)
+    return made | {"retention": [_step(dict(zip(scores, step, strict=True)), int(chunk or n), n) for step in steps]}
 
 
-def _step(scores: Sequence[Value], chunk: int, n: int) -> Retained:
-    """The efficacy of each chunk so far as that of all edits so far; the last chunk may be smaller."""
-    sizes = [min(chunk, n - chunk * place) for place in range(len(scores))]
+def _step(scores: Mapping[str, Sequence[Value]], chunk: int, n: int) -> Retained:
+    """Figures of each chunk so far as those of all edits so far; the last chunk may be smaller."""
+    sizes = [min(chunk, n - chunk * place) for place in range(len(next(iter(scores.values()))))]
+    return {"edits": sum(sizes), "figures": {name: _of_all(found, sizes) for name, found in scores.items()}}
+
+
+def _of_all(scores: Sequence[Value], sizes: Sequence[int]) -> Value:
     known = [(value, size) for value, size in zip(scores, sizes, strict=True) if value is not None]
     whole = sum(size for _, size in known)
-    mean = math.fsum(value * size for value, size in known) / whole if whole else None
-    return {"edits": sum(sizes), "figures": {"efficacy": mean}}
+    return math.fsum(value * size for value, size in known) / whole if whole else None
 
 
 def _short(place: object) -> str:
@@ -219,8 +234,11 @@ def _mean(values: Iterable[Any]) -> Value:
     return None if None in found or not found else math.fsum(found) / len(found)
 
 
-def _rank(entry: Entry) -> float:
-    return -math.inf if entry.quality is None or math.isnan(entry.quality) else entry.quality
+def _rank(entry: Entry) -> tuple[float, bool]:
+    """By quality; of equals those last in whom a figure that should be low is no finite number."""
+    quality = -math.inf if entry.quality is None or math.isnan(entry.quality) else entry.quality
+    low = [entry.figures.get(name) for name, metric in METRICS.items() if metric.better == "lower"]
+    return quality, all(value is None or math.isfinite(value) for value in low)
 
 
 def _perplexity(figures: Mapping[str, Value]) -> Value:

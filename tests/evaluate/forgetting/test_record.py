@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 from retcon.evaluate import ForgetReport
 
@@ -29,3 +30,9 @@ def test_a_report_is_read_back() -> None:
     assert again.items == REPORT.items
     assert again.edited
     assert not ForgetReport(n=0, known=0, metrics={}, before={}, seconds=0.0).edited
+
+
+def test_what_is_no_finite_number_is_told_beside_and_read_back() -> None:
+    ruined = replace(REPORT, metrics={"retain_drift": math.inf}, before={})
+    assert json.loads(ruined.to_json())["not_finite"] == {"retain_drift": "inf"}
+    assert ForgetReport.from_json(ruined.to_json()).metrics == {"retain_drift": math.inf}

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from retcon.evaluate.record import plain
+from retcon.evaluate.record import noted, plain, restored
 
 __all__ = ["ForgetReport"]
 
@@ -53,12 +53,14 @@ class ForgetReport:
         return self.provenance.get("patch") is not None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; a figure that is not a finite number becomes None."""
+        """Plain data for JSON. A figure that is not a finite number becomes None; which these are, and what they were,
+        is told in `not_finite` and `before_not_finite`, where there are any."""
         names = (
             "n", "known", "metrics", "before", "intervals", "not_applicable", "seconds", "warnings", "before_intervals",
             "before_not_applicable", "details", "detector", "provenance", "items",
         )  # fmt: skip
-        return {name: plain(getattr(self, name)) for name in names}
+        found = {name: plain(getattr(self, name)) for name in names}
+        return found | noted({"metrics": self.metrics, "before": self.before})
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """One JSON object that begins with n, known, metrics and before."""
@@ -67,7 +69,7 @@ class ForgetReport:
     @classmethod
     def from_json(cls, text: str) -> "ForgetReport":
         """The report that `to_json` wrote."""
-        data = json.loads(text)
+        data = restored(json.loads(text))
         for name in ("intervals", "before_intervals"):
             data[name] = {key: (low, high) for key, (low, high) in data[name].items()}
         return cls(**data)
