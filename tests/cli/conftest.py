@@ -84,3 +84,17 @@ def made(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def patch(made: Path, tmp_path: Path) -> Path:
     """A copy of it that a test may spoil."""
     return Path(shutil.copytree(made, tmp_path / "patch"))
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """One fact as CounterFact's authors publish theirs."""
+    facts = tmp_path / "counterfact.json"
+    rewrite = {
+        "prompt": "{} speaks",
+        "subject": "Anne",
+        "target_new": {"str": "English"},
+        "target_true": {"str": "Thai"},
+    }
+    facts.write_text(json.dumps([{"case_id": 7, "requested_rewrite": rewrite}]), encoding="utf-8")
+    return facts

@@ -1,6 +1,5 @@
 """`retcon edit`: a patch, the same patch, no other patch in its place; folds, stops and going on."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -25,16 +24,10 @@ def test_an_edit_writes_a_patch_and_one_json_object(retcon: Retcon, model: str, 
     assert [path.name for path in out.parent.iterdir()] == ["patch"]
 
 
-def test_the_patch_of_a_published_file_tells_whose_it_is(retcon: Retcon, model: str, tmp_path: Path) -> None:
-    facts = tmp_path / "counterfact.json"
-    rewrite = {
-        "prompt": "{} speaks",
-        "subject": "Anne",
-        "target_new": {"str": "English"},
-        "target_true": {"str": "Thai"},
-    }
-    facts.write_text(json.dumps([{"case_id": 7, "requested_rewrite": rewrite}]), encoding="utf-8")
-    said = retcon("edit", "--model", model, "--edits", facts, "--out", tmp_path / "p", "--json", *FAST)
+def test_the_patch_of_a_published_file_tells_whose_it_is(
+    retcon: Retcon, model: str, published: Path, tmp_path: Path
+) -> None:
+    said = retcon("edit", "--model", model, "--edits", published, "--out", tmp_path / "p", "--json", *FAST)
     assert (said.code, said.json["n"]) == (0, 1)
     assert Patch.load(tmp_path / "p").info["data"]["licence"] == "MIT"
 

@@ -1,6 +1,5 @@
 """`retcon eval`: one JSON object that begins as promised, and a report in a folder."""
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,21 +33,13 @@ def test_a_report_is_written(retcon: Retcon, model: str, edits: Path, tmp_path: 
 
 
 def test_a_published_file_is_judged_and_the_report_tells_whose_it_is(
-    retcon: Retcon, model: str, tmp_path: Path
+    retcon: Retcon, model: str, published: Path, tmp_path: Path
 ) -> None:
-    facts = tmp_path / "counterfact.json"
-    rewrite = {
-        "prompt": "{} speaks",
-        "subject": "Anne",
-        "target_new": {"str": "English"},
-        "target_true": {"str": "Thai"},
-    }
-    facts.write_text(json.dumps([{"case_id": 7, "requested_rewrite": rewrite}]), encoding="utf-8")
-    said = retcon("eval", "--model", model, "--cases", facts, *METRICS, "--out", tmp_path / "report", "--json")
+    said = retcon("eval", "--model", model, "--cases", published, *METRICS, "--out", tmp_path / "report", "--json")
     assert said.code == 0
     data = said.json["provenance"]["data"]
     assert (data["name"], data["licence"], data["format"]) == ("counterfact", "MIT", "counterfact")
-    assert data["files"] == [{"name": "counterfact.json", "sha256": file_sha256(facts)}]
+    assert data["files"] == [{"name": "counterfact.json", "sha256": file_sha256(published)}]
     assert "meng2022locating" in (tmp_path / "report" / "report.html").read_text("utf-8")
 
 
