@@ -3,6 +3,7 @@
 A name may be a pattern: `python -m benchmarks 'matrix/counterfact_100_*'`.
 """
 
+import argparse
 import fnmatch
 import subprocess
 import sys
@@ -52,8 +53,8 @@ MEASUREMENTS: dict[str, Callable[[], None]] = {
 
 def main() -> int:
     """Run what was asked for; each measurement in a process of its own, so that memory and caches start fresh."""
-    words = [word for word in sys.argv[1:] if not word.startswith("--")]
-    again = "--again" in sys.argv[1:]
+    asked = _parser().parse_args()
+    words, again = asked.names, asked.again
     names = _named(words)
     unknown = [word for word, found in zip(words, names, strict=True) if not found]
     if unknown:
@@ -69,6 +70,17 @@ def main() -> int:
         table.write()
         return 0
     return _all([name for found in names for name in found] or list(MEASUREMENTS), again)
+
+
+def _parser() -> argparse.ArgumentParser:
+    """What the command line may say."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Run the measurements whose result is not there yet, one process each."
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a measurement, or a pattern of several; without: all")
+    parser.add_argument("--again", action="store_true", help="measure anew what is there already")
+    parser.epilog = f"Measurements: {', '.join(MEASUREMENTS)}."
+    return parser
 
 
 def _named(words: Sequence[str]) -> list[list[str]]:

@@ -37,7 +37,7 @@ GRIDS: dict[str, Sequence[Options]] = {
         {"precision": "bfloat16"},
         {"stop_change": 1.0, "precision": "bfloat16", "templates": 4},
         {"stop_change": 1.0, "precision": "bfloat16", "lr": 2.0},
-        {"stop_change": 1.0, "precision": "bfloat16", "templates": 4, "lr": 2.0},
+        {"stop_change": 1.0, "templates": 4, "lr": 2.0},
         {"stop_change": 1.0, "precision": "bfloat16", "act_ratio": 0.7},
         {"stop_change": 1.0, "precision": "bfloat16", "mask_ratio": 0.5},
         {"stop_change": 1.0, "precision": "bfloat16", "margin_scale": 1.0},

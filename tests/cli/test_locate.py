@@ -36,6 +36,15 @@ def test_a_file_of_facts_is_traced(retcon: Retcon, model: str, edits: Path, tmp_
     assert "* subject" in said.err
 
 
+def test_a_published_file_is_read_as_by_the_other_commands(retcon: Retcon, model: str, tmp_path: Path) -> None:
+    asked = {"prompt": "{} lies in", "subject": "The Blue Tower", "target_new": {"str": "Rome"}}
+    record = {"case_id": 7, "requested_rewrite": asked | {"target_true": {"str": "Paris"}}}
+    file = tmp_path / "counterfact.json"
+    file.write_text(json.dumps([record]), encoding="utf-8")
+    (fact,) = retcon("locate", "--model", model, "--edits", file, "--noises", 1, "--json").json["facts"]
+    assert (fact["prompt"], fact["subject"], fact["answer"]) == ("The Blue Tower lies in", "The Blue Tower", "Paris")
+
+
 def test_a_prompt_is_traced_as_it_stands(retcon: Retcon, model: str) -> None:
     said = retcon("locate", "--model", model, *PROMPT, "--kind", "mlp", "--window", 2, "--noises", 1, "--json")
     (fact,) = said.json["facts"]

@@ -1,9 +1,12 @@
 """Scorers of reference code that are known to be wrong, each told in a line or two, beside ours on the same case."""
 
+import random
 from collections.abc import Sequence
 
 import pytest
 
+from retcon.evaluate.sampling import sampled
+from retcon.metrics import METRICS
 from retcon.metrics.match import gen_exact, gen_start
 from retcon.metrics.retention import retention
 from retcon.metrics.success import mean_logprob, prefers, strict
@@ -71,6 +74,21 @@ def test_scores_taken_right_after_each_edit_do_not_show_what_was_forgotten() -> 
     assert found.final == mean([0.0, 0.0, 1.0])
     assert found.forgotten is not None
     assert found.forgotten > 0.6
+
+
+def test_a_sample_is_the_same_whenever_it_is_drawn() -> None:
+    """Unseeded sub-sampling judges two methods on two sets of cases."""
+    cases = list(range(1000))
+    first = sampled(cases, 50, 0)
+    random.random()  # what else draws has no part in it
+    assert sampled(cases, 50, 0) == first
+    assert sampled(cases, 50, 1) != first
+
+
+def test_a_share_of_tokens_is_not_called_a_probability() -> None:
+    """Fields named probabilities that hold 0 or 1: ours says that it counts the prompts at which one is likelier."""
+    assert prefers([-0.1], [[-3.0]]) == 1.0
+    assert "likelier" in METRICS["efficacy_prob"].meaning
 
 
 def test_a_long_true_answer_is_not_beaten_by_its_length() -> None:

@@ -145,7 +145,8 @@ def _facts(
     show: Screen,
 ) -> "list[Edit]":
     """The facts of a file, or the one of --prompt."""
-    from retcon.requests import Edit, load_edits
+    from retcon.requests import Edit
+    from retcon.sets import load_edits
 
     if (edits is None) == (prompt is None):
         raise RetconError('there is nothing to locate or too much; give --edits FILE, or --prompt "..." --subject S')
