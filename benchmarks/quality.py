@@ -30,6 +30,7 @@ METRICS = (
     "score",
     "perplexity",
     "log_perplexity",
+    "log_perplexity_change",
 )
 
 
@@ -88,7 +89,7 @@ def single(name: str, *, result: str | None = None) -> None:
     before: list[float] = []
     for i, case in enumerate(common.cases(SINGLES)):
         patch = method.edit(lm, [case.edit], stores=[common.store()])
-        metrics = METRICS if i < PERPLEXITY_ON else METRICS[:-2]
+        metrics = METRICS if i < PERPLEXITY_ON else [one for one in METRICS if "perplexity" not in one]
         report = evaluate(lm, [case], patch=patch, metrics=metrics, text=common.TEXT)
         rows.append({"id": case.edit.id, **report.metrics, "seconds": patch.info["seconds"]})
         before += [value for value in [report.before.get("log_perplexity")] if value is not None]

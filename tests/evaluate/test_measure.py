@@ -7,7 +7,7 @@ import pytest
 
 from retcon.evaluate.answers import Answers, Ids, Pair
 from retcon.evaluate.measure import Unedited, Values, figures, intervals, measure
-from retcon.evaluate.plan import CaseQuestions, Plan, Question
+from retcon.evaluate.plan import OF_TEXT, CaseQuestions, Plan, Question
 from retcon.forward import Scored
 from retcon.lm import LM
 from retcon.metrics import METRICS
@@ -96,7 +96,8 @@ def test_each_figure_reads_its_own_prompts(lm: LM) -> None:
     }
     plan = Plan(ALL, (one,), (((0,), (1, 2)),))
     drift: dict[Ids, float] = {(8,): 0.5, (9,): 0.25, (10,): 0.0}
-    values = measure(lm, plan, Told(lm, scores), Unedited({(n,): SAID for n in (8, 9, 10)}, drift=drift))
+    base = Unedited({(n,): SAID for n in (8, 9, 10)}, drift=drift, windows=[[-1.5, -0.5]])
+    values = measure(lm, plan, Told(lm, scores), base)
     found = figures(ALL, values)
     assert {found.pop(name) for name in FREE} == {None}
     assert found == {
@@ -112,6 +113,7 @@ def test_each_figure_reads_its_own_prompts(lm: LM) -> None:
         "fluency": None,
         "perplexity": pytest.approx(math.exp(2)),
         "log_perplexity": 2.0,
+        "log_perplexity_change": 1.0,
     }
     assert [[asked.text for asked in row] for row in values.missed] == [["prompt 7"]]
     assert [[asked.text for asked in row] for row in values.changed] == [["prompt 9", "prompt 10"]]
@@ -179,12 +181,12 @@ def test_cases_weigh_the_same_however_many_prompts_they_have() -> None:
 
 
 def test_intervals_hold_their_figures_and_the_score_has_one() -> None:
-    wanted = frozenset({"efficacy", "generalization", "specificity", "score", "perplexity", "log_perplexity"})
+    wanted = frozenset({"efficacy", "generalization", "specificity", "score"}) | OF_TEXT
     rows: list[dict[str, float | None]] = [
         {"efficacy": float(n % 5 > 0), "generalization": float(n % 3 > 0), "specificity": n % 7 / 6} for n in range(60)
     ]
     windows = [[-1.0 - n / 10] * 20 for n in range(8)] + [[-9.0]]
-    values = Values(rows, windows)
+    values = Values(rows, windows, [[one + 0.5 + n / 100 for one in window] for n, window in enumerate(windows)])
     subjects = [None if n % 10 == 0 else f"subject {n}" for n in range(60)]
     means, bounds = figures(wanted, values), intervals(wanted, values, subjects, seed=0)
     assert list(bounds) == [name for name in METRICS if name in wanted]
@@ -194,6 +196,7 @@ def test_intervals_hold_their_figures_and_the_score_has_one() -> None:
         assert low < value < high
     assert bounds == intervals(wanted, values, subjects, seed=0)
     low, high = bounds["log_perplexity"]
+    assert bounds["log_perplexity_change"][1] - bounds["log_perplexity_change"][0] < 0.1 * (high - low)
     assert bounds["perplexity"] == pytest.approx((math.exp(low), math.exp(high)), rel=1e-3)
 
 

@@ -15,6 +15,7 @@ from retcon.errors import RetconError
 from retcon.evaluate import Report, answers, evaluate, generating
 from retcon.evaluate import run as running
 from retcon.evaluate.measure import Values, measure
+from retcon.evaluate.plan import OF_TEXT
 from retcon.lm import LM
 from retcon.metrics import METRICS
 from retcon.patch import Patch, active
@@ -140,7 +141,7 @@ def test_only_the_asked_figures_are_given(lm: LM, cases: list[Case], patch: Patc
 def test_missing_content_gives_none(lm: LM, cases: list[Case], patch: Patch) -> None:
     bare = [Case(edit) for edit in tiny_edits(2)]
     report = evaluate(lm, bare, patch=patch, prefixes=[], text=TEXT)
-    held = ("efficacy_gen", "efficacy", "efficacy_prob", "fluency", "perplexity", "log_perplexity")
+    held = ("efficacy_gen", "efficacy", "efficacy_prob", "fluency", *(name for name in METRICS if name in OF_TEXT))
     assert [name for name, value in report.metrics.items() if value is not None] == list(held)
     assert report.details == {}
 
@@ -202,9 +203,13 @@ def test_patches_that_are_on_already_belong_to_the_unedited_model(lm: LM, cases:
     bare = evaluate(lm, cases, metrics=["log_perplexity"], text=TEXT)
     with patch.on(lm.model):
         inside = evaluate(lm, cases, metrics=["log_perplexity"], text=TEXT)
-    after = evaluate(lm, cases, metrics=["log_perplexity"], text=TEXT, patch=patch)
+    after = evaluate(lm, cases, metrics=["log_perplexity", "log_perplexity_change"], text=TEXT, patch=patch)
+    change = after.metrics.pop("log_perplexity_change")
     assert bare.metrics != inside.metrics == after.metrics
-    assert after.before == bare.metrics
+    assert after.before == bare.metrics | {"log_perplexity_change": 0.0}
+    assert change == pytest.approx(inside.metrics["log_perplexity"] - bare.metrics["log_perplexity"], abs=1e-9)
+    low, high = after.intervals["log_perplexity_change"]
+    assert low <= change <= high
 
 
 def test_no_case_and_an_empty_sample_are_refused(lm: LM, cases: list[Case]) -> None:

@@ -23,12 +23,13 @@ def test_names_are_pinned() -> None:
         "fluency",
         "perplexity",
         "log_perplexity",
+        "log_perplexity_change",
     ]
 
 
 def test_only_what_moves_and_surprises_is_better_when_lower() -> None:
     lower = [name for name, metric in METRICS.items() if metric.better == "lower"]
-    assert lower == ["neighbourhood_kl", "perplexity", "log_perplexity"]
+    assert lower == ["neighbourhood_kl", "perplexity", "log_perplexity", "log_perplexity_change"]
 
 
 def test_every_figure_has_its_rule() -> None:

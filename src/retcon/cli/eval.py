@@ -59,9 +59,10 @@ def run(
         The figures wanted, with spaces or commas between them; by default all of edits, and those of forgetting that
         need nothing more than questions. Of edits: efficacy_gen, efficacy, efficacy_prob, efficacy_prefixed,
         generalization_gen, generalization, generalization_prob, portability_gen, two_hop_gen, specificity_gen,
-        specificity, specificity_prob, neighbourhood_kl, score, fluency, perplexity, log_perplexity. Names with _gen
-        let the model write by itself; docs/evaluate.md has the rule of each. Of forgetting also: all, rouge,
-        membership; with --holdout the first and the last take mia_grad_norm in, a backward a question.
+        specificity, specificity_prob, neighbourhood_kl, score_gen, score, fluency, perplexity, log_perplexity,
+        log_perplexity_change. Names with _gen let the model write by itself; docs/evaluate.md has the rule of each. Of
+        forgetting also: all, rouge, membership; with --holdout the first and the last take mia_grad_norm in, a backward
+        a question.
     text
         With --cases: the text for perplexity, and for --prefix-tokens; by default a small one that comes with Retcon.
     prefix_tokens

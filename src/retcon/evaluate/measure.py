@@ -4,11 +4,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from retcon import tokens
 from retcon.evaluate.answers import Answers, Ids, Pair
 from retcon.evaluate.generating import said
-from retcon.evaluate.plan import FLUENCY_TOKENS, SCORES, TWO_HOP, CaseQuestions, Plan, Question, asked_freely, pairs
+from retcon.evaluate.plan import (
+    FLUENCY_TOKENS,
+    OF_TEXT,
+    SCORES,
+    TWO_HOP,
+    CaseQuestions,
+    Plan,
+    Question,
+    asked_freely,
+    pairs,
+)
 from retcon.forward import Scored
 from retcon.lm import LM
 from retcon.metrics import METRICS
@@ -19,12 +30,12 @@ from retcon.metrics.perplexity import log_perplexity, perplexity
 from retcon.metrics.success import mean_logprob, prefers, strict
 from retcon.metrics.summary import harmonic_mean, mean
 
-__all__ = ["Unedited", "Values", "Written", "clusters", "figures", "intervals", "measure"]
+__all__ = ["Unedited", "Values", "Written", "clusters", "figures", "intervals", "measure", "text_scores"]
 
 Value = float | None
 
 _TEXT_BATCH = 1024  # tokens: each has a row of logits, unlike those of prompts
-_WHOLE = (*SCORES, "perplexity", "log_perplexity")  # figures that are not averages of values a case
+_WHOLE = (*SCORES, *OF_TEXT)  # figures that are not averages of values a case
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +46,8 @@ class Values:
     """A value for each figure that each case has; None where the case lacks the content."""
     windows: list[list[float]] = field(default_factory=list)
     """Log probabilities of the tokens of the text for perplexity."""
+    windows_before: list[list[float]] = field(default_factory=list)
+    """Those of the unedited model, where the change is wanted."""
     missed: list[list[Question]] = field(default_factory=list)
     """For each case, the paraphrases that do not give the new answer."""
     changed: list[list[Question]] = field(default_factory=list)
@@ -66,6 +79,8 @@ class Unedited:
     """What it writes by itself."""
     drift: Mapping[Ids, float] = field(default_factory=dict)
     """KL(unedited || edited) of the next token."""
+    windows: list[list[float]] = field(default_factory=list)
+    """Log probabilities of the tokens of the text for perplexity."""
 
 
 def measure(lm: LM, plan: Plan, answers: Answers, unedited: Unedited, *, edited: bool = True) -> Values:
@@ -79,7 +94,7 @@ def measure(lm: LM, plan: Plan, answers: Answers, unedited: Unedited, *, edited:
         edited: whether this is the edited model; the unedited one agrees with itself.
     """
     scores = answers.score(pairs(plan, unedited.first if edited else {}))
-    windows = answers.score(plan.windows, batch_tokens=_TEXT_BATCH)
+    windows = text_scores(plan, answers)
     openings = [case.opening for case in plan.cases if case.opening is not None]
     texts = answers.greedy(openings, FLUENCY_TOKENS, stop_at_eos=False)
     flow = {opening: fluency(tokens.decode(lm, list(ids))) for opening, ids in texts.items()}
@@ -89,13 +104,20 @@ def measure(lm: LM, plan: Plan, answers: Answers, unedited: Unedited, *, edited:
     found = [judge.case(case) for case in plan.cases]
     return Values(
         cases=[one.values for one in found],
-        windows=[windows[pair].logprobs for pair in plan.windows],
+        windows=windows,
+        windows_before=unedited.windows if edited else windows,
         missed=[one.missed for one in found],
         changed=[one.changed for one in found],
         said=[written.get(case.edit.prompt) for case in plan.cases],
         portability=[one.portability for one in found],
         passages=[one.passages for one in found],
     )
+
+
+def text_scores(plan: Plan, answers: Answers) -> list[list[float]]:
+    """Log probabilities of the tokens of each window of the text for perplexity."""
+    scores = answers.score(plan.windows, batch_tokens=_TEXT_BATCH)
+    return [scores[pair].logprobs for pair in plan.windows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +223,9 @@ def figures(wanted: frozenset[str], values: Values) -> dict[str, Value]:
         found["log_perplexity"] = nats
     if "perplexity" in wanted:
         found["perplexity"] = perplexity(nats)
+    if "log_perplexity_change" in wanted:
+        earlier = log_perplexity(values.windows_before)
+        found["log_perplexity_change"] = None if nats is None or earlier is None else nats - earlier
     return {name: found[name] for name in METRICS if name in found}
 
 
@@ -223,19 +248,29 @@ def intervals(
         if all(name in samples for name in names):
             with np.errstate(divide="ignore"):  # 1 / (1/0) is 0, as it should be
                 samples[score] = len(names) / (1 / np.stack([samples[name] for name in names])).sum(0)
-    if wanted & {"perplexity", "log_perplexity"} and values.windows:
-        nats = resample_means(
-            {"nats": [log_perplexity([window]) for window in values.windows]},
-            range(len(values.windows)),
-            weights=[len(window) for window in values.windows],
-            seed=seed,
-        )
-        for name, change in (("log_perplexity", np.asarray), ("perplexity", np.exp)):
-            if name in wanted and "nats" in nats:
-                with np.errstate(over="ignore"):
-                    samples[name] = change(nats["nats"])
+    if wanted & OF_TEXT and values.windows:
+        samples |= {name: found for name, found in _of_text(values, seed).items() if name in wanted}
     found = {name: interval(samples[name]) for name in METRICS if name in samples}
     return {name: bounds for name, bounds in found.items() if bounds is not None}
+
+
+def _of_text(values: Values, seed: int) -> dict[str, NDArray[np.float64]]:
+    """Bootstrap samples of the figures of ordinary text: whole windows are drawn, the same of both models."""
+    after, before = ([log_perplexity([window]) for window in part] for part in (values.windows, values.windows_before))
+    nats = resample_means(
+        {"after": after, **({"before": before} if before else {})},
+        range(len(after)),
+        weights=[len(window) for window in values.windows],
+        seed=seed,
+    )
+    found = {}
+    if "after" in nats:
+        with np.errstate(over="ignore"):
+            found |= {"log_perplexity": nats["after"], "perplexity": np.exp(nats["after"])}
+    if len(nats) == 2:
+        with np.errstate(invalid="ignore"):  # both infinite: no change can be told
+            found["log_perplexity_change"] = nats["after"] - nats["before"]
+    return found
 
 
 def _parts(score: str, found: Mapping[str, Value]) -> list[str]:

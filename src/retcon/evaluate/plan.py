@@ -18,6 +18,7 @@ from retcon.metrics.perplexity import windows
 from retcon.requests import Case
 
 __all__ = [
+    "OF_TEXT",
     "SCORES",
     "CaseQuestions",
     "Encoder",
@@ -50,6 +51,9 @@ SCORES = {
     "score_gen": ("efficacy_gen", "generalization_gen", "specificity_gen"),
 }
 """Figures that are harmonic means, and of which."""
+
+OF_TEXT = frozenset({"perplexity", "log_perplexity", "log_perplexity_change"})
+"""Figures of ordinary text."""
 
 TWO_HOP = ("two-hop", "2-hop")
 """Kinds of questions that need the edited fact and one more; data sets name them so."""
@@ -138,8 +142,7 @@ def make(
         if n >= FLUENCY_CASES or (limit and opening and len(opening) + FLUENCY_TOKENS > limit):
             opening = None
         questions.append(_case(encoder, case, wanted, prefixes, passages or {}, opening))
-    asks_text = wanted & {"perplexity", "log_perplexity"}
-    return Plan(wanted, tuple(questions), tuple(text_pairs(lm, text) if asks_text else ()))
+    return Plan(wanted, tuple(questions), tuple(text_pairs(lm, text) if wanted & OF_TEXT else ()))
 
 
 def _case(

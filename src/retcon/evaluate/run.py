@@ -16,7 +16,7 @@ from retcon.evaluate import provenance as origins
 from retcon.evaluate.answers import Answers, Ids, place
 from retcon.evaluate.drift import drift
 from retcon.evaluate.generating import MOST_TOKENS, said
-from retcon.evaluate.measure import Unedited, Values, Written, figures, intervals, measure
+from retcon.evaluate.measure import Unedited, Values, Written, figures, intervals, measure, text_scores
 from retcon.evaluate.plan import Plan
 from retcon.evaluate.record import Report
 from retcon.evaluate.sampling import sampled
@@ -182,9 +182,10 @@ def _unedited(lm: LM, unedited: Answers, plan: Plan, patch: Patch | None) -> Une
     written = {prompt: said(lm, ids) for prompt, ids in texts.items()}
     if patch is None:
         return Unedited(said=written)
+    text = text_scores(plan, unedited) if "log_perplexity_change" in plan.wanted else []
     first = _first_tokens(lm, unedited, near) if "specificity" in plan.wanted else {}
     moved = drift(lm, patch, near) if "neighbourhood_kl" in plan.wanted else []
-    return Unedited(first, written, dict(zip(near, moved, strict=False)))
+    return Unedited(first, written, dict(zip(near, moved, strict=False)), text)
 
 
 def _known(plan: Plan, base: Unedited) -> dict[str, int]:

@@ -145,6 +145,13 @@ METRICS: dict[str, Metric] = {
         share=False,
         rule="Every token weighs the same; windows of 512 tokens, the first 8,000 tokens of the text.",
     ),
+    "log_perplexity_change": Metric(
+        "By how much log_perplexity is above that of the unedited model, in nats.",
+        "lower",
+        "harm",
+        share=False,
+        rule="log_perplexity after minus before; the interval draws windows, the same of both.",
+    ),
 }
 """Every figure of a report, in the order in which reports show them: what the model writes by itself comes first."""
 
