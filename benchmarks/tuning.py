@@ -1,6 +1,7 @@
 """What options of the methods do, on facts that no other figure is taken on. One cell a method.
 
-Their defaults are chosen by these rows. A cell goes on after the last row that is there.
+Their defaults are chosen by these rows; options whose defaults were changed by them are named in all rows of the
+method, so that a row says what it is of. A cell goes on after the last row that is there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,28 +32,39 @@ GRIDS: dict[str, Sequence[Options]] = {
         {"retest": True},
     ),
     "wise": (
-        {},
-        {"layer": 20},
-        {"stop_change": 1.0},
-        {"precision": "bfloat16"},
-        {"stop_change": 1.0, "precision": "bfloat16", "templates": 4},
-        {"stop_change": 1.0, "precision": "bfloat16", "lr": 2.0},
-        {"stop_change": 1.0, "templates": 4, "lr": 2.0},
-        {"stop_change": 1.0, "precision": "bfloat16", "act_ratio": 0.7},
-        {"stop_change": 1.0, "precision": "bfloat16", "mask_ratio": 0.5},
-        {"stop_change": 1.0, "precision": "bfloat16", "margin_scale": 1.0},
+        *(
+            {"stop_on": "loss", "lr": 1.0, "templates": 10} | options
+            for options in (
+                {},
+                {"layer": 20},
+                {"stop_change": 1.0},
+                {"precision": "bfloat16"},
+                {"stop_change": 1.0, "precision": "bfloat16", "templates": 4},
+                {"stop_change": 1.0, "precision": "bfloat16", "lr": 2.0},
+                {"stop_change": 1.0, "templates": 4, "lr": 2.0},
+                {"stop_change": 1.0, "precision": "bfloat16", "act_ratio": 0.7},
+                {"stop_change": 1.0, "precision": "bfloat16", "mask_ratio": 0.5},
+                {"stop_change": 1.0, "precision": "bfloat16", "margin_scale": 1.0},
+            )
+        ),
+        *({"stop_on": "answer", "lr": 2.0, "templates": 4} | options for options in ({}, {"stop": 0.1}, {"stop": 0.01})),
+        {"stop_on": "answer", "lr": 1.0, "templates": 4},
+        {"stop_on": "answer", "lr": 2.0, "templates": 10},
     ),
     "ft-m": ({}, {"layers": (15,)}, {"layers": (25,)}, {"lr": 1e-4}, {"lr": 1e-3}, {"schedule": "breadth"}),
     "ft-l": ({}, {"clamp": 2e-3}, {"clamp": 5e-3}, {"layers": (25,)}),
-    "locft-bf": (
-        {},
-        {"lr": 5e-4},
-        {"layers": (10,)},
-        {"layers": (15,)},
-        {"layers": (25,)},
-        {"layers": (25,), "lr": 2e-3},
-        {"eos": False},
-        {"batch": 100},
+    "locft-bf": tuple(
+        {"layers": (20,), "lr": 1e-3} | options
+        for options in (
+            {},
+            {"lr": 5e-4},
+            {"layers": (10,)},
+            {"layers": (15,)},
+            {"layers": (25,)},
+            {"layers": (25,), "lr": 2e-3},
+            {"eos": False},
+            {"batch": 100},
+        )
     ),
     "lora": ({}, {"lr": 3e-4}, {"lr": 3e-3}, {"layers": (20,)}, {"layers": (15, 20, 25)}),
     "ike": ({}, {"leak": 0.01}, {"leak": 0.2}),

@@ -73,8 +73,7 @@ def written(
         return []
     stop = _Stop(lm)
     if not _together(lm):
-        rows = forward.greedy(lm, [list(row) for row in prompts], max_new_tokens=max(most), label=label)
-        return [stop.cut(row[:limit]) for row, limit in zip(rows, most, strict=True)]
+        return _by_limit(lm, prompts, most, stop, label)
     lengths = [max(len(row), -(-(len(row) + limit) // _CACHE_SHARE)) for row, limit in zip(prompts, most, strict=True)]
     order = sorted(range(len(prompts)), key=lambda i: (lengths[i], most[i], i))
     found: list[list[int]] = [[] for _ in prompts]
@@ -91,6 +90,19 @@ def _together(lm: LM) -> bool:
     """Whether rows may leave a batch: not where a memory follows each row's cache, or where none serves."""
     memories = any(not entry.folds for item in patch.active(lm.model) for entry in item.entries.values())
     return not memories and forward.cache_holds(lm)
+
+
+def _by_limit(
+    lm: LM, prompts: Sequence[Sequence[int]], most: Sequence[int], stop: "_Stop", label: str
+) -> list[list[int]]:
+    """Rows that stay together to the end run beside others of the same limit, none for longer than its own."""
+    found: list[list[int]] = [[] for _ in prompts]
+    for limit in sorted(set(most)):
+        places = [i for i, own in enumerate(most) if own == limit]
+        rows = forward.greedy(lm, [list(prompts[i]) for i in places], max_new_tokens=limit, label=label)
+        for i, row in zip(places, rows, strict=True):
+            found[i] = stop.cut(row)
+    return found
 
 
 class _Stop:

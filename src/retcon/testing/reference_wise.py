@@ -101,18 +101,25 @@ class PlainWise:
         with frozen(self.lm.model), torch.enable_grad():
             for _ in range(self.config.steps):
                 side = self.side.requires_grad_()
-                answer, margins = self._losses(side, rows, against)
+                answer, margins, apart = self._losses(side, rows, against)
                 replay = self._replay(side, groups, own is not None)
                 loss = answer + margins + replay
                 (slope,) = torch.autograd.grad(loss, side)
                 self.side = side.detach()
                 found.append(PlainLoss(float(answer.detach()), float(margins.detach()), float(replay.detach())))
-                change = abs(found[-1].total - found[-2].total) if len(found) > 1 else float("inf")
-                if change <= self.config.stop_change and found[-1].total <= self.config.stop:
+                if self._done(found, apart):
                     break
                 self.side = (self.side - self.config.lr * slope * self.mask).clamp(low, high)
         self.written.append(edit)
         return found
+
+    def _done(self, found: Sequence[PlainLoss], apart: bool) -> bool:
+        """Whether the last loss is small enough to end."""
+        last, config = found[-1], self.config
+        if config.stop_on == "answer":
+            return apart and last.answer <= config.stop and last.replay <= config.stop
+        change = abs(last.total - found[-2].total) if len(found) > 1 else float("inf")
+        return change <= config.stop_change and last.total <= config.stop
 
     def measure(self) -> None:
         """The threshold: the least score of the edits written, each the mean over its rows."""
@@ -178,8 +185,10 @@ class PlainWise:
             _, own, side = self._run(self.side, rows)
             return [self._score(own[r], side[r], range(len(row.prompt))) for r, row in enumerate(rows)]
 
-    def _losses(self, side: Tensor, rows: Sequence[PlainRow], ordinary: Sequence[PlainRow]) -> tuple[Tensor, Tensor]:
-        """The loss of the answers, and that of the margins."""
+    def _losses(
+        self, side: Tensor, rows: Sequence[PlainRow], ordinary: Sequence[PlainRow]
+    ) -> tuple[Tensor, Tensor, bool]:
+        """The loss of the answers, that of the margins, and whether the one between the rows is kept."""
         logits, own, changed = self._run(side, [*rows, *ordinary])
         logprobs = logits.log_softmax(-1)
         answer = logits.new_zeros(())
@@ -200,7 +209,8 @@ class PlainWise:
         alpha, beta, gamma = (self.scale * side for side in (self.config.alpha, self.config.beta, self.config.gamma))
         margins = _positive([b - a + gamma for b in outside for a in inside])
         margins = margins + _positive([b - alpha for b in outside]) + _positive([beta - a for a in inside])
-        return answer, margins.to(answer)
+        apart = all(float(a.detach() - b.detach()) >= gamma for b in outside for a in inside)
+        return answer, margins.to(answer), apart
 
     def _replay(self, side: Tensor, groups: Sequence[Sequence[PlainRow]], own: bool) -> Tensor:
         """The loss of what is replayed; with `own`, the last group is of this very memory."""

@@ -42,7 +42,7 @@ def both(lm: LM, steps: int, options: dict[str, Any]) -> tuple[list[PlainLoss], 
         layer=LAYER, path=lm.arch.mlp_out[LAYER], skipped=False, score=config.score, activation="silu",
         long_prompt="mean", margins=Margins(config.alpha, config.beta, config.gamma).scaled(SCALE),
         scope=config.scope, margin_tokens=config.margin_tokens, lr=config.lr, steps=steps, clip=config.clip,
-        stop=config.stop, stop_change=config.stop_change, precision="float32",
+        stop=config.stop, stop_change=config.stop_change, precision="float32", stop_on=config.stop_on,
     )  # fmt: skip
     rows = edit_rows(lm, EDITS[0], TEMPLATES, subject=config.scope == "subject")
     groups: list[list[Row]] = [edit_rows(lm, edit, TEMPLATES) for edit in replayed]
@@ -62,6 +62,18 @@ def test_losses_and_what_is_written_are_those_of_the_plain_way(tiny_lm: TinyLM, 
     assert found.loss == pytest.approx(losses[-1].answer, rel=1e-5)
     assert losses[-1].margins > 0
     assert (losses[-1].replay > 0) == bool(options.get("replay"))
+
+
+@pytest.mark.parametrize("stop_on", ["answer", "loss"])
+def test_an_edit_ends_where_the_plain_way_does(tiny_lm: TinyLM, stop_on: str) -> None:
+    """With bounds that the two losses meet at different steps."""
+    lm = tiny_lm("llama", dtype=torch.float64)
+    options = {"alpha": 0.1, "beta": 0.2, "gamma": 0.1, "stop": 4.0, "stop_change": 1.0, "stop_on": stop_on}
+    losses, found, plain, _ = both(lm, 60, options)
+    assert 1 < found.evaluations == len(losses) < 60
+    torch.testing.assert_close(found.delta.double(), plain.delta, atol=1e-6, rtol=1e-4)
+    last = losses[-1]
+    assert (last.answer if stop_on == "answer" else last.total) <= 4.0
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "opt"])

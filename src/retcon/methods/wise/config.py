@@ -74,9 +74,12 @@ class WISEConfig:
     """Whether an edit is also held apart from earlier ones: one edit of each closed memory stays below alpha in the
     open one, and one of the open one's own above beta. Released: no, and then only once memories have been merged."""
     stop: float = 0.02
-    """Loss below which an edit may end early."""
+    """Loss below which an edit may end early, in nats."""
+    stop_on: Literal["answer", "loss"] = "answer"
+    """Which loss that is: the answer's, once every row of the edit scores above every ordinary one by the margin
+    between them; or the sum of the answer's and the margins', as released."""
     stop_change: float = 1e-4
-    """Change of the loss below which it then does."""
+    """With stop_on loss: change of the loss below which it then ends."""
     precision: Precision = "float32"
     """Dtype of the matrix products above the memory."""
     seed: int = 0

@@ -48,6 +48,8 @@ class Site:
     stop: float
     stop_change: float
     precision: Precision
+    stop_on: Literal["answer", "loss"] = "loss"
+    """See `WISEConfig.stop_on`."""
 
 
 class Row(NamedTuple):

@@ -61,7 +61,7 @@ class Run:
             activation=activation, long_prompt=config.long_prompt,
             margins=Margins(config.alpha, config.beta, config.gamma), scope=config.scope,
             margin_tokens=config.margin_tokens, lr=config.lr, steps=config.steps, clip=config.clip, stop=config.stop,
-            stop_change=config.stop_change, precision=config.precision,
+            stop_change=config.stop_change, precision=config.precision, stop_on=config.stop_on,
         )  # fmt: skip
         with timed(seconds, "statistics"):
             self.templates: list[str] = making.get("templates") or _templates(lm)

@@ -59,8 +59,9 @@ def train(
     """Train a side memory on one edit: W' <- clip(W' - lr g ∘ M, W - c, W + c), with W' = W + delta.
 
     The loss is the mean over rows of the mean cross-entropy of the answer's tokens, plus that of the margins and of
-    what is replayed. It ends once the loss is at most `site.stop` and has changed by at most `site.stop_change`, or
-    after `site.steps` steps.
+    what is replayed. It ends after `site.steps` steps, or with `site.stop_on`: "loss", once that loss is at most
+    `site.stop` and has changed by at most `site.stop_change`; "answer", once the answer's and the replay's are at most
+    `site.stop` and the margin between the edit's rows and ordinary ones is kept.
 
     Args:
         lm: the model, with any patch already on.
@@ -82,19 +83,25 @@ def train(
             with torch.enable_grad():
                 added = _added(clean, side)
                 miss = _miss(lm, site, clean, aim, added)
-                margins = margin_loss(*_held_apart(site, clean, plain, side, added), site.margins)
-                loss = miss + (margins + earlier.loss(site, side)).to(miss.device)
+                inside, outside = _held_apart(site, clean, plain, side, added)
+                replayed = earlier.loss(site, side)
+                loss = miss + (margin_loss(inside, outside, site.margins) + replayed).to(miss.device)
                 (slope,) = torch.autograd.grad(scale * loss, side)
             side, now = side.detach(), float(loss.detach())
             evaluations += 1
-            if abs(before - now) <= site.stop_change and now <= site.stop:
+            if site.stop_on == "loss":
+                settled = abs(before - now) <= site.stop_change and now <= site.stop
+            else:
+                apart = float(inside.detach().min() - outside.detach().max()) >= site.margins.between
+                settled = apart and max(float(miss.detach()), float(replayed.detach())) <= site.stop
+            if settled:
                 break
             before = now
             side = (side - site.lr * torch.where(may, slope / scale, 0)).clamp_(-site.clip, site.clip)
     final = side.detach().float().cpu()
     side = _wide(lm, clean, final)
-    inside, outside = (states.scores(site, _added(states, side)).float().cpu() for states in (clean, plain))
-    return Trained(final, inside, outside, float(miss.detach()), evaluations)
+    ours, theirs = (states.scores(site, _added(states, side)).float().cpu() for states in (clean, plain))
+    return Trained(final, ours, theirs, float(miss.detach()), evaluations)
 
 
 def _held_apart(
