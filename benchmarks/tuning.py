@@ -47,7 +47,10 @@ GRIDS: dict[str, Sequence[Options]] = {
                 {"stop_change": 1.0, "precision": "bfloat16", "margin_scale": 1.0},
             )
         ),
-        *({"stop_on": "answer", "lr": 2.0, "templates": 4} | options for options in ({}, {"stop": 0.1}, {"stop": 0.01})),
+        *(
+            {"stop_on": "answer", "lr": 2.0, "templates": 4} | options
+            for options in ({}, {"stop": 0.1}, {"stop": 0.01})
+        ),
         {"stop_on": "answer", "lr": 1.0, "templates": 4},
         {"stop_on": "answer", "lr": 2.0, "templates": 10},
     ),

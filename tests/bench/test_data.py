@@ -21,6 +21,25 @@ def test_a_set_is_loaded_once_with_its_provenance_and_hash(facts: Path) -> None:
     assert own.notes == ()
 
 
+def test_shuffled_seeds_take_other_facts_and_more_of_them_hold_the_fewer(tmp_path: Path) -> None:
+    path = tmp_path / "many.jsonl"
+    rows = [{"prompt": "{} is in", "subject": f"Town {n}", "target_new": f"Land {n}", "id": str(n)} for n in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    def taken(n: int, seed: int, *, shuffle: bool = True) -> list[str]:
+        return [case.edit.id for case in Datasets(shuffle=shuffle).get(str(path), n, seed).cases]
+
+    assert taken(5, 0, shuffle=False) == taken(5, 1, shuffle=False) == ["0", "1", "2", "3", "4"]
+    assert taken(5, 0) != taken(5, 1)
+    assert taken(5, 1) == taken(5, 1) == taken(20, 1)[:5]
+    assert sorted(taken(40, 2), key=int) == [str(n) for n in range(40)]
+    assert Datasets(shuffle=True).get(str(path), 5, 1).provenance["shuffled"] is True
+    table = tmp_path / "many.csv"
+    table.write_text("prompt,subject,target_new\n" + "".join(f"{{}} is in,Town {n},Land {n}\n" for n in range(40)))
+    first, second = (Datasets(shuffle=True).get(str(table), 5, seed).sha256 for seed in (0, 1))
+    assert first != second
+
+
 def test_the_hash_of_the_edits_is_blind_to_how_they_are_judged(facts: Path, tmp_path: Path) -> None:
     records = [json.loads(line) for line in facts.read_text(encoding="utf-8").splitlines()]
     bare = tmp_path / "bare.jsonl"

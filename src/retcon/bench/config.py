@@ -31,6 +31,8 @@ class Config(BaseModel):
     """How many edits a cell has: the first so many good records of its set."""
     seeds: list[int] = Field([0], min_length=1)
     """Of what sets draw, of methods, samples and intervals."""
+    shuffle: bool = False
+    """Whether each seed puts a set's records in an order of its own, and so takes other facts."""
     mode: Literal["batch", "sequential"] = "batch"
     """All edits in one call, or a fold over chunks, each on top of those before it."""
     chunk: int | None = Field(None, ge=1)

@@ -28,18 +28,25 @@ class Data:
 
 
 class Datasets:
-    """Loads sets, each once."""
+    """Loads sets, each once; with `shuffle`, in an order that the seed draws."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, shuffle: bool = False) -> None:
+        self._shuffle = shuffle
         self.get = cache(self._load)
-        """`get(name, n, seed)`: the first n good records. Raises RetconError as `retcon.sets.cases` does."""
+        """`get(name, n, seed)`: the first n good records of that order; raises as `retcon.sets.cases` does."""
 
     def _load(self, name: str, n: int, seed: int) -> Data:
         place, colon, split = name.partition(":")
         named = place in SETS and not Path(name).exists()
         if named and SETS[place].kind == "forget":
             raise RetconError(f"{place} holds questions to forget, not edits; take it with `retcon forget-bench`")
-        found = cases(place if named else name, split=split if named and colon else None, limit=n, seed=seed)
+        found = cases(
+            place if named else name,
+            split=split if named and colon else None,
+            limit=n,
+            seed=seed,
+            shuffle=self._shuffle,
+        )
         left_out = [f"{name}: {len(found.skipped)} records are left out: {found.skipped[0]}"] if found.skipped else []
         notes = (*left_out, *found.warnings)
         whole = digest([case_to_dict(case) for case in found.items])

@@ -87,10 +87,11 @@ class Bench:
     """What each row says that it was made by."""
     load: Callable[[str], LM] | None = None
     """Makes a model of its name; by default as the configuration says."""
-    _sets: Datasets = field(default_factory=Datasets, init=False, repr=False)
+    _sets: Datasets = field(init=False, repr=False)
     _models: Models = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._sets = Datasets(shuffle=self.config.shuffle)
         self._models = Models(self.load or self._loaded)
 
     def plan(self) -> Plan:

@@ -1,5 +1,6 @@
 """A source to a list of cases, with where they come from."""
 
+import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ class LoadedSet(Loaded[T], Generic[T]):
     files: list[tuple[str, str]] = field(default_factory=list)
     """Name and SHA-256 of each file; `sha256` is that of the one file, or a hash over these."""
     seed: int = 0
+    shuffled: bool = False
+    """Whether the seed drew the order."""
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -50,6 +53,7 @@ class LoadedSet(Loaded[T], Generic[T]):
             "files": [{"name": name, "sha256": sha256} for name, sha256 in self.files],
             "sha256": self.sha256,
             "seed": self.seed,
+            "shuffled": self.shuffled,
             "n": len(self.items),
             "skipped": len(self.skipped),
         }
@@ -62,6 +66,7 @@ def load(
     split: str | None = None,
     limit: int | None = None,
     seed: int = 0,
+    shuffle: bool = False,
     conflicts: Conflicts = "last",
     skip_bad: bool = True,
 ) -> LoadedSet[Case] | LoadedSet[ForgetCase]:
@@ -75,7 +80,9 @@ def load(
         root: the folder below which the files of a named set are; by default the one that `$RETCON_DATA` names.
         split: of a named set; by default its first.
         limit: take so many good records, the first ones (of facts a seeded sample; of MQuAKE so many multi-hop cases).
-        seed: of what is drawn: new answers where a source has none, and all of `builtin`.
+        seed: of what is drawn: new answers where a source has none, the order with `shuffle`, and all of `builtin`.
+        shuffle: put the records in a seeded order first, so that seeds differ in which ones a limit takes; those of a
+            lower limit are among those of a higher one.
         conflicts: two different targets for one text: "last" keeps the last and says so, "error" refuses.
         skip_bad: list bad records in `skipped` instead of refusing the source.
 
@@ -95,8 +102,8 @@ def load(
         if not path.exists() and path.parent == Path():
             raise RequestError(f"there is no file or set {path}; known sets are {', '.join(SETS)}")
     if info is None and len(paths) == 1 and ".csv" in (suffix.lower() for suffix in paths[0].suffixes):
-        return _csv(paths[0], limit, conflicts, skip_bad)
-    return _read(paths, info, split, limit, seed, conflicts, skip_bad)
+        return _csv(paths[0], limit, seed if shuffle else None, conflicts, skip_bad)
+    return _read(paths, info, split, limit, seed, shuffle, conflicts, skip_bad)
 
 
 def cases(name_or_path: str | Path, **options: Any) -> LoadedSet[Case]:
@@ -191,18 +198,21 @@ def _builtin(info: SetInfo, split: str | None, limit: int | None, seed: int) -> 
 
 
 def _csv(
-    path: Path, limit: int | None, conflicts: Conflicts, skip_bad: bool
+    path: Path, limit: int | None, seed: int | None, conflicts: Conflicts, skip_bad: bool
 ) -> LoadedSet[Case] | LoadedSet[ForgetCase]:
-    """A CSV is of our own schema."""
+    """A CSV is of our own schema. With a seed, its records come in an order drawn by it."""
     asks = "question" in read_text(path)[0].partition("\n")[0]
+    first = limit if seed is None else None
     found: Loaded[Any] = (
-        requests.load_retain(path, limit=limit, skip_bad=skip_bad)
+        requests.load_retain(path, limit=first, skip_bad=skip_bad)
         if asks
-        else requests.load_cases(path, limit=limit, skip_bad=skip_bad, conflicts=conflicts)
+        else requests.load_cases(path, limit=first, skip_bad=skip_bad, conflicts=conflicts)
     )
+    items = found.items if seed is None else _shuffled(found.items, seed)[:limit]
     files = [(path.name, found.sha256)]
     kind = "questions" if asks else "ours"
-    return LoadedSet(found.items, found.skipped, found.warnings, found.sha256, None, kind, None, files)
+    told = found.sha256, None, kind, None, files, seed or 0, seed is not None
+    return LoadedSet(items, found.skipped, found.warnings, *told)
 
 
 def _read(
@@ -211,10 +221,13 @@ def _read(
     split: str | None,
     limit: int | None,
     seed: int,
+    shuffle: bool,
     conflicts: Conflicts,
     skip_bad: bool,
 ) -> LoadedSet[Case] | LoadedSet[ForgetCase]:
     rows, skipped, files = _rows(paths)
+    if shuffle:
+        rows = _shuffled(rows, seed)
     name = info.name if info else paths[0].name
     if not rows:
         raise RequestError(f"{name} has no record that can be read" + (f"; {skipped[0]}" if skipped else ""))
@@ -240,7 +253,7 @@ def _read(
     chosen: list[Any] = [items[n] for n in kept]
     if info is None and reader.name not in ("ours", "questions"):  # those two are of no set alone
         info, split = _whose(paths, reader)
-    return LoadedSet(chosen, skipped, told, sha256, info, reader.name, split, files, seed)
+    return LoadedSet(chosen, skipped, told, sha256, info, reader.name, split, files, seed, shuffle)
 
 
 def _rows(paths: Sequence[Path]) -> tuple[list[Row], list[str], list[tuple[str, str]]]:
@@ -291,6 +304,11 @@ def _checked(
         return list(range(len(items))), []
     forgets = [item.forget for item in items if isinstance(item, ForgetCase)]
     return check_forgets(forgets, conflicts, labels=places)
+
+
+def _shuffled(items: Sequence[T], seed: int) -> list[T]:
+    """In an order that a seed draws."""
+    return random.Random(f"retcon-order-{seed}").sample(items, len(items))
 
 
 def _fewer(limit: int | None, found: int, name: str) -> list[str]:
