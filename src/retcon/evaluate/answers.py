@@ -3,7 +3,7 @@
 import hashlib
 import time
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +25,7 @@ Pair = tuple[Ids, Ids]
 """A prompt and a continuation of it."""
 
 Q = TypeVar("Q")
+A = TypeVar("A")
 
 
 class Answers:
@@ -68,13 +69,7 @@ class Answers:
     def detailed(self, pairs: Iterable[Pair]) -> dict[Pair, Detail]:
         """Ranks of each continuation's tokens, and the moments of the distributions that they are drawn from."""
         keys = {pair: _key("detail", *pair) for pair in dict.fromkeys(pairs)}
-        found = {pair: _detail(value) for pair, value in self._recall(keys).items()}
-        missing = [pair for pair in keys if pair not in found]
-        if missing:
-            new = dict(zip(missing, details(self._lm, missing), strict=True))
-            self._keep({keys[pair]: _detail_bytes(detail) for pair, detail in new.items()})
-            found |= new
-        return found
+        return self._answered(keys, lambda missing: details(self._lm, missing), _detail_bytes, _detail)
 
     def gradients(self, pairs: Iterable[Pair]) -> dict[Pair, float]:
         """How steeply each continuation's loss rises at the weights: `gradient_scores`, NaN where it is not finite.
@@ -83,39 +78,27 @@ class Answers:
             NoGradient: this model, or what is on it, has none.
         """
         keys = {pair: _key("gradient", *pair) for pair in dict.fromkeys(pairs)}
-        found = {pair: _number(value) for pair, value in self._recall(keys).items()}
-        missing = [pair for pair in keys if pair not in found]
-        if missing:
-            new = dict(zip(missing, gradient_scores(self._lm, missing), strict=True))
-            self._keep({keys[pair]: _number_bytes(value) for pair, value in new.items()})
-            found |= new
-        return found
+        return self._answered(keys, lambda missing: gradient_scores(self._lm, missing), _number_bytes, _number)
 
     def greedy(self, prompts: Iterable[Ids], max_new_tokens: int, *, stop_at_eos: bool) -> dict[Ids, Ids]:
         """The model's own continuation of each prompt, always taking the likeliest token."""
         keys = {prompt: _key("greedy", prompt, (max_new_tokens, int(stop_at_eos))) for prompt in dict.fromkeys(prompts)}
-        found = {prompt: _ids(value) for prompt, value in self._recall(keys).items()}
-        missing = [prompt for prompt in keys if prompt not in found]
-        if missing:
-            rows = forward.greedy(
-                self._lm, [list(prompt) for prompt in missing], max_new_tokens=max_new_tokens, stop_at_eos=stop_at_eos
-            )
-            new = {prompt: tuple(row) for prompt, row in zip(missing, rows, strict=True)}
-            self._keep({keys[prompt]: _id_bytes(row) for prompt, row in new.items()})
-            found |= new
-        return found
+
+        def ask(missing: Sequence[Ids]) -> list[Ids]:
+            rows = [list(prompt) for prompt in missing]
+            found = forward.greedy(self._lm, rows, max_new_tokens=max_new_tokens, stop_at_eos=stop_at_eos)
+            return [tuple(row) for row in found]
+
+        return self._answered(keys, ask, _id_bytes, _ids)
 
     def free(self, most: Mapping[Ids, int]) -> dict[Ids, Ids]:
         """What the model writes by itself after each prompt, by so many tokens at most: `generating.written`."""
         keys = {prompt: _key("free", prompt, (limit,)) for prompt, limit in most.items()}
-        found = {prompt: _ids(value) for prompt, value in self._recall(keys).items()}
-        missing = [prompt for prompt in keys if prompt not in found]
-        if missing:
-            rows = written(self._lm, missing, [most[prompt] for prompt in missing])
-            new = {prompt: tuple(row) for prompt, row in zip(missing, rows, strict=True)}
-            self._keep({keys[prompt]: _id_bytes(row) for prompt, row in new.items()})
-            found |= new
-        return found
+
+        def ask(missing: Sequence[Ids]) -> list[Ids]:
+            return [tuple(row) for row in written(self._lm, missing, [most[prompt] for prompt in missing])]
+
+        return self._answered(keys, ask, _id_bytes, _ids)
 
     def sample(self, prompts: Sequence[Ids], max_new_tokens: int, *, top_k: int, seed: int) -> list[Ids]:
         """A random continuation of each prompt at temperature 1; kept as one, since they are drawn together."""
@@ -128,6 +111,22 @@ class Answers:
         )
         self._keep({key + bytes([n]): _id_bytes(tuple(row)) for n, row in enumerate(drawn)})
         return [tuple(row) for row in drawn]
+
+    def _answered(
+        self,
+        keys: Mapping[Q, bytes],
+        ask: Callable[[Sequence[Q]], Sequence[A]],
+        write: Callable[[A], bytes],
+        read: Callable[[bytes], A],
+    ) -> dict[Q, A]:
+        """What is kept under the keys, and for the other questions what the model is asked now, which is kept too."""
+        found = {question: read(value) for question, value in self._recall(keys).items()}
+        missing = [question for question in keys if question not in found]
+        if missing:
+            new = dict(zip(missing, ask(missing), strict=True))
+            self._keep({keys[question]: write(answer) for question, answer in new.items()})
+            found |= new
+        return found
 
     def _recall(self, keys: Mapping[Q, bytes]) -> dict[Q, bytes]:
         if self._store is None:

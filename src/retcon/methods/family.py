@@ -85,8 +85,8 @@ class LocateAndEditConfig:
     retain_tokens: int = 40
     """Tokens of the model's own answer to a text to retain that are retained with it, at most."""
     retain_weight: float = 1.0
-    """How much a key of theirs counts, where one of an earlier batch counts 1; 0 to leave such texts aside, as all
-    published methods but AlphaEdit do."""
+    """How much a key of theirs counts, where one of an earlier batch counts 1; 0 to leave such texts aside, as the
+    published methods do."""
     seed: int = 0
     """Seed of templates and sampled text."""
 
