@@ -45,6 +45,7 @@ def folded(
         curve.append({
             "facts": kept["efficacy"].edits,
             **{name: found.of_all for name, found in kept.items()},
+            **{f"{name}_interval": found.interval for name, found in kept.items()},
             **{f"{name}_by_batch": list(found.by_batch) for name, found in kept.items()},
             "seconds": patch.info["seconds"],
             "notes": common.notes(patch),

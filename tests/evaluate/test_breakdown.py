@@ -29,7 +29,10 @@ def test_figures_by_how_many_facts_a_subject_has() -> None:
     rows: list[dict[str, float | None]] = [
         {"efficacy": hit, "generalization": None} for hit in (1.0, 0.0, 1.0, 1.0, 1.0, 0.0)
     ]
-    found = by_facts_of_the_subject(cases, cases, rows)
+    found = by_facts_of_the_subject(cases, cases, rows, 0)
+    low, high = found["2"].pop("intervals")["efficacy"]
+    assert low == 0.5 < 0.75 < high == 1
+    assert found["1"].pop("intervals") == {}  # of one subject nothing can be told
     assert found == {
         "1": {"subjects": 1, "facts": 1, "efficacy": 1.0, "generalization": None, "all_efficacy": 1.0},
         "2": {"subjects": 2, "facts": 4, "efficacy": 0.75, "generalization": None, "all_efficacy": 0.5},
@@ -38,16 +41,16 @@ def test_figures_by_how_many_facts_a_subject_has() -> None:
 
 def test_a_sample_counts_the_facts_of_all_and_tells_of_whole_subjects_only() -> None:
     given = [case("Rome", 0), case("Rome", 1), case("Lima", 0), case("Lima", 1)]
-    found = by_facts_of_the_subject([given[0], *given[2:]], given, [{"efficacy": 1.0}] * 3)
+    found = by_facts_of_the_subject([given[0], *given[2:]], given, [{"efficacy": 1.0}] * 3, 0)
     assert list(found) == ["2"]
     assert (found["2"]["subjects"], found["2"]["facts"], found["2"]["all_efficacy"]) == (2, 3, 1.0)
-    alone = by_facts_of_the_subject(given[:1], given, [{"efficacy": 1.0}])
+    alone = by_facts_of_the_subject(given[:1], given, [{"efficacy": 1.0}], 0)
     assert alone["2"]["all_efficacy"] is None
 
 
 def test_one_fact_a_subject_needs_no_table() -> None:
     cases = [case("Rome"), case("Lima"), case(None)]
-    assert by_facts_of_the_subject(cases, cases, [{"efficacy": 1.0}] * 3) == {}
+    assert by_facts_of_the_subject(cases, cases, [{"efficacy": 1.0}] * 3, 0) == {}
 
 
 def test_questions_are_told_apart_by_kind() -> None:
@@ -56,9 +59,11 @@ def test_questions_are_told_apart_by_kind() -> None:
 
     values = Values([{}, {}], portability=[[probe("alias", 1.0), probe(None, 1.0)], [probe("alias", 0.0)]])
     before = Values([{}, {}], portability=[[probe("alias", 0.0), probe(None, 1.0)], [probe("alias", 0.0)]])
-    assert by_kind(values, before) == {
-        "alias": {"questions": 2, "portability_gen": 0.5, "before": 0.0},
-        "unnamed": {"questions": 1, "portability_gen": 1.0, "before": 1.0},
+    found = by_kind(values, before, ["Rome", "Lima"], 0)
+    assert found == {
+        "alias": {"questions": 2, "portability_gen": 0.5, "interval": [0.0, 1.0], "before": 0.0},
+        "unnamed": {"questions": 1, "portability_gen": 1.0, "interval": None, "before": 1.0},
     }
-    assert by_kind(values, None)["alias"]["before"] is None
-    assert by_kind(Values([{}]), None) == {}
+    assert by_kind(values, None, ["Rome", "Lima"], 0)["alias"]["before"] is None
+    assert by_kind(values, None, ["Rome", "Rome"], 0)["alias"]["interval"] is None  # one subject
+    assert by_kind(Values([{}]), None, [None], 0) == {}

@@ -51,6 +51,10 @@ def test_each_step_measures_all_edits_so_far(lm: LM, chain: list[Patch]) -> None
         values = [case["metrics"]["efficacy_prob"] for case in report.cases]
         assert step.by_batch == pytest.approx([sum(values[at : at + 4]) / 4 for at in range(0, len(values), 4)])
     assert len({step.by_batch for step in found["efficacy_prob"].steps}) == 3
+    for step in found["efficacy_prob"].steps:
+        assert step.of_all is not None
+        assert step.interval is not None
+        assert step.interval[0] <= step.of_all <= step.interval[1]
     assert active(lm.model) == ()
 
 

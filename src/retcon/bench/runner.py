@@ -211,8 +211,10 @@ class Bench:
             chunks = [done[start : start + size] for start in range(0, len(done), size)]
             held = retention_step(lm, chunks, made, metrics=list(_FOLLOWED))
             scores = {key: [*_so_far(before, key), list(held[name].by_batch)] for name, key in _FOLLOWED.items()}
+            earlier = before.get("retention_intervals", [{}] * len(before.get("retention", ())))
+            bounds = {name: list(step.interval) for name, step in held.items() if step.interval is not None}
             spent = before.get("retention_seconds", 0.0) + time.perf_counter() - started
-            return {**scores, "retention_seconds": round(spent, 3)}
+            return {**scores, "retention_intervals": [*earlier, bounds], "retention_seconds": round(spent, 3)}
 
         return folded(
             lm,
@@ -302,7 +304,14 @@ def _kept(info: Mapping[str, Any]) -> dict[str, Any]:
     """The efficacy of each chunk after each step, and what it comes to; under its name the same of the free-running
     one."""
     own, *rest = (
-        (name, {"scores": [list(row) for row in info[key]], **asdict(retention(info[key]))})
+        (
+            name,
+            {
+                "scores": [list(row) for row in info[key]],
+                "intervals": [step.get(name) for step in info.get("retention_intervals", [{}] * len(info[key]))],
+                **asdict(retention(info[key])),
+            },
+        )
         for name, key in _FOLLOWED.items()
         if key in info
     )

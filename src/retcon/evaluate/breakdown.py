@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retcon.evaluate.measure import Values, clusters
-from retcon.metrics.intervals import interval, resample_means
+from retcon.metrics.intervals import intervals
 from retcon.metrics.summary import mean
 from retcon.requests import Case
 
@@ -30,8 +30,7 @@ def by_length(
         seed: of the bootstrap.
     """
     columns = {str(length): [case[length] for case in values.passages] for length in texts}
-    samples = resample_means(columns, clusters(subjects), seed=seed)
-    bounds = {name: found for name in samples if (found := interval(samples[name])) is not None}
+    bounds = intervals(columns, clusters(subjects), seed=seed)
     return {
         name: {
             "texts": len(texts[int(name)]),
@@ -44,7 +43,7 @@ def by_length(
 
 
 def by_facts_of_the_subject(
-    cases: Sequence[Case], given: Sequence[Case], rows: Sequence[Mapping[str, Value]]
+    cases: Sequence[Case], given: Sequence[Case], rows: Sequence[Mapping[str, Value]], seed: int
 ) -> dict[str, dict[str, Any]]:
     """The figures of cases by how many facts of their subject there are; empty where no subject has more than one.
 
@@ -52,10 +51,12 @@ def by_facts_of_the_subject(
         cases: those that were judged.
         given: all there are, of which the judged ones may be a sample: they say how many facts a subject has.
         rows: the values of each judged case.
+        seed: of the bootstrap.
 
     Returns:
         For each number of facts: how many `subjects` and `facts` were judged, the mean of each figure over the facts,
-        and `all_NAME`, the share of subjects of which every fact holds, where all of them were judged.
+        `all_NAME`, the share of subjects of which every fact holds, where all of them were judged, and their
+        `intervals`.
     """
     counts = Counter(case.edit.subject for case in given if case.edit.subject is not None)
     if not counts or max(counts.values()) < 2:
@@ -65,43 +66,61 @@ def by_facts_of_the_subject(
         subject = case.edit.subject
         if subject is not None:
             groups.setdefault(counts[subject], {}).setdefault(subject, []).append(row)
-    return {str(count): _group(count, groups[count]) for count in sorted(groups)}
+    return {str(count): _group(count, groups[count], seed) for count in sorted(groups)}
 
 
-def _group(count: int, subjects: Mapping[str, list[Mapping[str, Value]]]) -> dict[str, Any]:
+def _group(count: int, subjects: Mapping[str, list[Mapping[str, Value]]], seed: int) -> dict[str, Any]:
     """The figures of the subjects with so many facts."""
-    rows = [row for facts in subjects.values() for row in facts]
-    found: dict[str, Any] = {"subjects": len(subjects), "facts": len(rows)}
-    found |= {name: mean(row.get(name) for row in rows) for name in rows[0]}
-    whole = [facts for facts in subjects.values() if len(facts) == count]
-    for name in _ALL_RIGHT:
-        if name in rows[0]:
-            found[f"all_{name}"] = mean(float(all(row[name] == 1 for row in facts)) for facts in whole)
-    return found
+    owned = [(subject, row) for subject, facts in subjects.items() for row in facts]
+    columns = {name: [row.get(name) for _, row in owned] for name in owned[0][1]}
+    whole = {subject: facts for subject, facts in subjects.items() if len(facts) == count}
+    together = {
+        f"all_{name}": [float(all(row[name] == 1 for row in facts)) for facts in whole.values()]
+        for name in _ALL_RIGHT
+        if name in columns
+    }
+    bounds = intervals(columns, [subject for subject, _ in owned], seed=seed)
+    bounds |= intervals(together, list(whole), seed=seed)
+    return {
+        "subjects": len(subjects),
+        "facts": len(owned),
+        **{name: mean(column) for name, column in (columns | together).items()},
+        "intervals": {name: list(found) for name, found in bounds.items()},
+    }
 
 
-def by_kind(values: Values, before: Values | None) -> dict[str, dict[str, Any]]:
+def by_kind(
+    values: Values, before: Values | None, subjects: Sequence[str | None], seed: int
+) -> dict[str, dict[str, Any]]:
     """`portability_gen` of the questions of each kind, beside the unedited model's; each question weighs the same.
 
     Args:
         values: of the edited model.
         before: of the unedited one, if it was asked.
+        subjects: of the cases, whose questions move together.
+        seed: of the bootstrap.
     """
     found: dict[str, dict[str, Any]] = {}
     for kind in sorted({_kind(one.question.kind) for case in values.portability for one in case}):
-        after, earlier = (
-            None
-            if some is None
-            else [one for case in some.portability for one in case if _kind(one.question.kind) == kind]
-            for some in (values, before)
-        )
-        assert after is not None
+        after, earlier = ([] if some is None else _of_kind(some, kind, subjects) for some in (values, before))
+        bounds = intervals({kind: [right for _, right in after]}, [owner for owner, _ in after], seed=seed)
         found[kind] = {
             "questions": len(after),
-            "portability_gen": mean(one.right for one in after),
-            "before": None if earlier is None else mean(one.right for one in earlier),
+            "portability_gen": mean(right for _, right in after),
+            "interval": list(bounds[kind]) if kind in bounds else None,
+            "before": None if before is None else mean(right for _, right in earlier),
         }
     return found
+
+
+def _of_kind(values: Values, kind: str, subjects: Sequence[str | None]) -> list[tuple[tuple[int, str], Value]]:
+    """Whether each question of a kind is answered right, and what it moves together with."""
+    return [
+        (owner, one.right)
+        for owner, case in zip(clusters(subjects), values.portability, strict=True)
+        for one in case
+        if _kind(one.question.kind) == kind
+    ]
 
 
 def _kind(name: str | None) -> str:

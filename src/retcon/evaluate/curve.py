@@ -8,9 +8,10 @@ from retcon import progress
 from retcon.errors import RetconError
 from retcon.evaluate import plan as planning
 from retcon.evaluate.answers import Answers
-from retcon.evaluate.measure import Unedited, measure
+from retcon.evaluate.measure import Unedited, clusters, measure
 from retcon.lm import LM
 from retcon.metrics import retention as metric
+from retcon.metrics.intervals import intervals
 from retcon.metrics.summary import mean
 from retcon.patch import Patch
 from retcon.requests import Case
@@ -33,6 +34,8 @@ class Step:
     """The figure over all of them, each case weighing the same."""
     by_batch: tuple[Value, ...]
     """The figure over each batch so far, the earliest first."""
+    interval: tuple[float, float] | None = None
+    """95% of a bootstrap over subjects, of `of_all`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class Curve:
         return {
             "edits": [step.edits for step in self.steps],
             "of_all": [step.of_all for step in self.steps],
+            "intervals": [None if step.interval is None else list(step.interval) for step in self.steps],
             "by_batch": [list(step.by_batch) for step in self.steps],
             "immediate": found.immediate,
             "final": found.final,
@@ -108,19 +112,26 @@ def retention_step(
     patch: Patch,
     *,
     metrics: Sequence[str] = ("efficacy_gen", "efficacy"),
+    seed: int = 0,
 ) -> dict[str, Step]:
-    """One step of the curve: all batches so far, with all patches so far on as one; arguments and errors as above."""
+    """One step of the curve: all batches so far, with all patches so far on as one.
+
+    Arguments and errors are those of `retention`; `seed` is that of the bootstrap.
+    """
     _check(batches, metrics)
     cases = [case for batch in batches for case in batch]
     plan = planning.make(lm, cases, planning.resolve(metrics), [], None)
     with patch.on(lm.model):
         rows = iter(measure(lm, plan, Answers(lm), Unedited()).cases)
     parts = [[next(rows) for _ in batch] for batch in batches]
+    columns = {name: [row.get(name) for part in parts for row in part] for name in metrics}
+    bounds = intervals(columns, clusters([case.edit.subject for case in cases]), seed=seed)
     return {
         name: Step(
             edits=len(cases),
-            of_all=mean(row.get(name) for part in parts for row in part),
+            of_all=mean(columns[name]),
             by_batch=tuple(mean(row.get(name) for row in part) for part in parts),
+            interval=bounds.get(name),
         )
         for name in metrics
     }

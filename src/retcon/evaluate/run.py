@@ -119,8 +119,8 @@ def evaluate(
     figures_before, intervals_before = _summary(asked, wanted, earlier, subjects, seed)
     details = {
         "prefix_tokens": breakdown.by_length(values, earlier, passages, subjects, seed),
-        "facts_of_the_subject": breakdown.by_facts_of_the_subject(chosen, cases, _asked(asked, values)),
-        "portability": breakdown.by_kind(values, earlier),
+        "facts_of_the_subject": breakdown.by_facts_of_the_subject(chosen, cases, _asked(asked, values), seed),
+        "portability": breakdown.by_kind(values, earlier, subjects, seed),
         "specificity_gen": _known(plan, base),
         "ability": ability.details(able_after, able_before if patch is not None else {}, seed),
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Paired", "interval", "paired", "resample_means"]
+__all__ = ["Paired", "interval", "intervals", "paired", "resample_means"]
 
 
 def resample_means(
@@ -70,6 +70,18 @@ def interval(samples: NDArray[np.float64], level: float = 0.95) -> tuple[float, 
         return None
     low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def intervals(
+    columns: Mapping[str, Sequence[float | None]], clusters: Sequence[Hashable], *, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """The 95% bootstrap interval of each column's mean, where it has one; arguments as of `resample_means`.
+
+    >>> intervals({"same": [1.0, 1.0], "none": [None, None]}, range(2))
+    {'same': (1.0, 1.0)}
+    """
+    samples = resample_means(columns, clusters, seed=seed)
+    return {name: bounds for name, drawn in samples.items() if (bounds := interval(drawn)) is not None}
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,9 +57,9 @@ def _by_length(lengths: Mapping[str, Any]) -> Small:
 
 def _by_facts(groups: Mapping[str, Any]) -> Small:
     """Figures down, as there are many of them, and numbers of facts across."""
-    names = dict.fromkeys(name for part in groups.values() for name in part)
+    names = dict.fromkeys(name for part in groups.values() for name in part if name != "intervals")
     ordered = sorted(names, key=lambda name: name not in _COUNTS)
-    rows = [[name, *(_told(part.get(name)) for part in groups.values())] for name in ordered]
+    rows = [[name, *(_with_bounds(part, name) for part in groups.values())] for name in ordered]
     heads = ["figure", *(f"{count} fact{'' if count == '1' else 's'}" for count in groups)]
     meaning = "Means over the facts whose subject has so many; all_...: the share of subjects whose facts all hold."
     return Small("By how many facts a subject has", meaning, heads, [row for row in rows if set(row[1:]) != {NONE}])
@@ -67,9 +67,12 @@ def _by_facts(groups: Mapping[str, Any]) -> Small:
 
 def _by_kind(kinds: Mapping[str, Any]) -> Small:
     names = ("questions", "before", "portability_gen")
-    rows = [[kind, *(_told(part[name]) for name in names)] for kind, part in kinds.items()]
+    rows = [
+        [kind, *(_told(part[name]) for name in names), _bounds(part.get("interval"))] for kind, part in kinds.items()
+    ]
     meaning = "Questions on what follows from the edits that get a right answer, written freely."
-    return Small("What follows from the edits, by kind", meaning, ["kind", "questions", "before", "after"], rows)
+    heads = ["kind", "questions", "before", "after", "95% interval"]
+    return Small("What follows from the edits, by kind", meaning, heads, rows)
 
 
 def _known(part: Mapping[str, Any]) -> Small:
@@ -107,6 +110,12 @@ def _filled(small: Small) -> Small:
 
 def _told(value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else number(value)
+
+
+def _with_bounds(part: Mapping[str, Any], name: str) -> str:
+    """A figure, and its interval in brackets where it has one."""
+    bounds = part.get("intervals", {}).get(name)
+    return _told(part.get(name)) + (f" [{_bounds(bounds)}]" if bounds else "")
 
 
 def _signed(value: float | None) -> str:

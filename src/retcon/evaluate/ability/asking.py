@@ -11,7 +11,8 @@ from retcon.evaluate.ability.tasks import TASKS, load, right
 from retcon.evaluate.answers import Answers
 from retcon.lm import LM
 from retcon.metrics import ABILITY
-from retcon.metrics.intervals import interval, paired, resample_means
+from retcon.metrics.intervals import intervals as intervals_of
+from retcon.metrics.intervals import paired
 from retcon.metrics.summary import mean
 
 __all__ = ["Asking", "Outcome", "details", "figures", "intervals"]
@@ -84,10 +85,7 @@ def intervals(outcomes: Mapping[str, Outcome], seed: int) -> dict[str, tuple[flo
     """95% bootstrap intervals of the figures, over items."""
     found = {}
     for name, outcome in outcomes.items():
-        samples = resample_means({name: outcome.hits}, range(len(outcome.hits)), seed=seed)
-        bounds = interval(samples[name]) if name in samples else None
-        if bounds is not None:
-            found[ABILITY + name] = bounds
+        found |= intervals_of({ABILITY + name: outcome.hits}, range(len(outcome.hits)), seed=seed)
     return found
 
 
