@@ -263,7 +263,7 @@ def _of_text(values: Values, seed: int) -> dict[str, NDArray[np.float64]]:
         weights=[len(window) for window in values.windows],
         seed=seed,
     )
-    found = {}
+    found: dict[str, NDArray[np.float64]] = {}
     if "after" in nats:
         with np.errstate(over="ignore"):
             found |= {"log_perplexity": nats["after"], "perplexity": np.exp(nats["after"])}

@@ -83,7 +83,7 @@ def figures(outcomes: Mapping[str, Outcome]) -> dict[str, float | None]:
 
 def intervals(outcomes: Mapping[str, Outcome], seed: int) -> dict[str, tuple[float, float]]:
     """95% bootstrap intervals of the figures, over items."""
-    found = {}
+    found: dict[str, tuple[float, float]] = {}
     for name, outcome in outcomes.items():
         found |= intervals_of({ABILITY + name: outcome.hits}, range(len(outcome.hits)), seed=seed)
     return found
