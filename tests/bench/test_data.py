@@ -27,7 +27,7 @@ def test_shuffled_seeds_take_other_facts_and_more_of_them_hold_the_fewer(tmp_pat
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     def taken(n: int, seed: int, *, shuffle: bool = True) -> list[str]:
-        return [case.edit.id for case in Datasets(shuffle=shuffle).get(str(path), n, seed).cases]
+        return [str(case.edit.id) for case in Datasets(shuffle=shuffle).get(str(path), n, seed).cases]
 
     assert taken(5, 0, shuffle=False) == taken(5, 1, shuffle=False) == ["0", "1", "2", "3", "4"]
     assert taken(5, 0) != taken(5, 1)

@@ -207,7 +207,11 @@ def test_patches_that_are_on_already_belong_to_the_unedited_model(lm: LM, cases:
     change = after.metrics.pop("log_perplexity_change")
     assert bare.metrics != inside.metrics == after.metrics
     assert after.before == bare.metrics | {"log_perplexity_change": 0.0}
-    assert change == pytest.approx(inside.metrics["log_perplexity"] - bare.metrics["log_perplexity"], abs=1e-9)
+    then, now = bare.metrics["log_perplexity"], inside.metrics["log_perplexity"]
+    assert change is not None
+    assert then is not None
+    assert now is not None
+    assert change == pytest.approx(now - then, abs=1e-9)
     low, high = after.intervals["log_perplexity_change"]
     assert low <= change <= high
 
