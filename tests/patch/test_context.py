@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicCache
 from retcon import forward, tokens
 from retcon.errors import PatchError
 from retcon.lm import LM
-from retcon.patch import Chain, Codebook, Context, LowRank, Patch, carry, describe_base, prompts
+from retcon.patch import Chain, Codebook, Context, LowRank, Patch, carry, describe_base, prompts, steady
 from retcon.patch.asking import Embedder, answers
 from retcon.patch.context import EVERY, ROOT, Question
 from retcon.patch.placement import Placement
@@ -350,6 +350,34 @@ class Sentences:
     def encode(self, texts: list[str], **_: Any) -> Tensor:
         self.seen.extend(texts)
         return torch.tensor([[float(text.count(chr(32 + n))) for n in range(96)] for text in texts])
+
+
+def test_while_all_is_steady_each_prompt_is_decided_once(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    decided: list[tuple[int, ...]] = []
+    real = Context.choose
+
+    def choose(self: Context, prompts: Sequence[Sequence[int]], *rest: Any) -> Any:
+        decided.extend(tuple(row) for row in prompts)
+        return real(self, prompts, *rest)
+
+    monkeypatch.setattr(Context, "choose", choose)
+    rows = [FIRST, FOREIGN, FIRST]
+    patch = patch_of(lm, context(lm))
+    with patch.on(lm.model):
+        anew = run(lm, rows, [5, 4, 5])
+        run(lm, rows, [5, 4, 5])
+        assert decided == [tuple(FIRST), tuple(FOREIGN)] * 2
+        decided.clear()
+        with steady(lm.model), steady(lm.model):
+            for _ in range(2):
+                for found, wanted in zip(run(lm, rows, [5, 4, 5]), anew, strict=True):
+                    assert_close(found, wanted)
+            run(lm, [SECOND], [3])
+        assert decided == [tuple(FIRST), tuple(FOREIGN), tuple(SECOND)]
+        run(lm, rows[:1], [5])
+        assert decided[3:] == [tuple(FIRST)]  # once it is over, nothing is remembered
+    with steady(lm.model):  # nothing is on
+        run(lm, rows, [5, 4, 5])
 
 
 def test_a_sentence_encoder_reads_the_text_of_ids(lm: LM, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from retcon.lm import LM
 from retcon.metrics import retention as metric
 from retcon.metrics.intervals import intervals
 from retcon.metrics.summary import mean
-from retcon.patch import Patch
+from retcon.patch import Patch, steady
 from retcon.requests import Case
 
 __all__ = ["FIGURES", "Curve", "Step", "retention", "retention_step"]
@@ -121,7 +121,7 @@ def retention_step(
     _check(batches, metrics)
     cases = [case for batch in batches for case in batch]
     plan = planning.make(lm, cases, planning.resolve(metrics), [], None)
-    with patch.on(lm.model):
+    with patch.on(lm.model), steady(lm.model):
         rows = iter(measure(lm, plan, Answers(lm), Unedited()).cases)
     parts = [[next(rows) for _ in batch] for batch in batches]
     columns = {name: [row.get(name) for part in parts for row in part] for name in metrics}

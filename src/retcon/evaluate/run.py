@@ -23,7 +23,7 @@ from retcon.evaluate.sampling import sampled
 from retcon.lm import LM
 from retcon.metrics import METRICS
 from retcon.metrics.match import gen_start
-from retcon.patch import Patch
+from retcon.patch import Patch, steady
 from retcon.requests import Case
 
 __all__ = ["evaluate"]
@@ -107,7 +107,7 @@ def evaluate(
         asker, values, able_after = unedited, measure(lm, plan, unedited, base, edited=False), able_before
     else:
         asker = Answers(lm)
-        with patch.on(lm.model):
+        with patch.on(lm.model), steady(lm.model):
             values = measure(lm, plan, asker, base)
             able_after = able.of(lm, asker)
             shown = _said(lm, asker, _to_show(plan, values))

@@ -11,6 +11,7 @@ from retcon.patch.history import Step
 from retcon.patch.live import Attached, active, carry, hooked, reads_texts, suspended, top
 from retcon.patch.lora import LoraExport
 from retcon.patch.patch import Patch
+from retcon.patch.prefix import steady
 
 __all__ = [
     "Attached",
@@ -34,6 +35,7 @@ __all__ = [
     "hooked",
     "prompts",
     "reads_texts",
+    "steady",
     "suspended",
     "top",
 ]

@@ -6,7 +6,8 @@ columns are added. What is added is cut off again before the model's head, and f
 cache holds the added columns too: while it is gone on from, mask and positions are widened by what each row got.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -35,7 +36,7 @@ from retcon.patch.forward_record import (
 )
 from retcon.patch.placement import Placement
 
-__all__ = ["Prefixer", "Standing", "prefixer", "standing"]
+__all__ = ["Prefixer", "Standing", "prefixer", "standing", "steady"]
 
 
 @dataclass(slots=True, eq=False)
@@ -75,6 +76,8 @@ class Prefixer:
         self._placed: dict[tuple[int, torch.device], Context] = {}
         self._caches: Any = WeakIdKeyDictionary()  # cache -> _Kept
         self._now: _Now | None = None
+        self._steady = 0
+        self._decided: dict[tuple[int, tuple[int, ...]], tuple[int, list[int]]] = {}
         self._handles: list[RemovableHandle] = []
         try:
             # first of all: those who watch the forward then see it as it runs
@@ -94,11 +97,13 @@ class Prefixer:
     def add(self, contexts: Sequence[Context]) -> None:
         """Let some contexts act too."""
         self._contexts.extend(contexts)
+        self._decided.clear()
 
     def remove(self, contexts: Sequence[Context]) -> bool:
         """Let some contexts act no longer; whether there is none left."""
         self._contexts = [mine for mine in self._contexts if not any(mine is other for other in contexts)]
         self._placed.clear()
+        self._decided.clear()
         return not self._contexts
 
     def carry(self, before: object, after: Any, rows: Int[Tensor, " m"]) -> None:
@@ -131,15 +136,39 @@ class Prefixer:
             if key not in self._placed:
                 with torch.inference_mode(False):
                     self._placed[key] = context.to(device, torch.float32)
-            here = self._placed[key]
-            with torch.no_grad():
-                found = here.choose(rows, embed, partial(answers, model, here))
-            for number, choice in enumerate(found):
-                text = here.text(choice.facts)
+            for number, (head, text) in enumerate(self._chosen(model, self._placed[key], rows, embed)):
                 if text and not texts[number]:
-                    heads[number] = here.head(rows[number])
+                    heads[number] = head
                 texts[number].extend(text)
         return heads, texts
+
+    def _chosen(
+        self, model: nn.Module, context: Context, rows: Sequence[Sequence[int]], embed: Embedder
+    ) -> list[tuple[int, list[int]]]:
+        """What one context decides for each prompt, as `decide`; while all is steady, once for each."""
+        keys = [(id(context), tuple(row)) for row in rows]
+        known = {key: self._decided[key] for key in keys if key in self._decided} if self._steady else {}
+        missing = list(dict.fromkeys(key for key in keys if key not in known))
+        if missing:
+            asked = [row for _, row in missing]
+            with torch.no_grad():
+                found = context.choose(asked, embed, partial(answers, model, context))
+            new = [(context.head(row), context.text(choice.facts)) for row, choice in zip(asked, found, strict=True)]
+            known |= zip(missing, new, strict=True)
+            if self._steady:
+                self._decided |= zip(missing, new, strict=True)
+        return [known[key] for key in keys]
+
+    @contextmanager
+    def steady(self) -> Iterator[None]:
+        """See `steady`."""
+        self._steady += 1
+        try:
+            yield
+        finally:
+            self._steady -= 1
+            if not self._steady:
+                self._decided.clear()
 
     def _begin(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -243,6 +272,21 @@ _prefixers: WeakKeyDictionary[nn.Module, Prefixer] = WeakKeyDictionary()
 def prefixer(model: nn.Module) -> Prefixer | None:
     """What puts contexts before a model's prompts; None where none is on."""
     return _prefixers.get(model)
+
+
+@contextmanager
+def steady(model: nn.Module) -> Iterator[None]:
+    """While this is open, what goes before a prompt is decided once for each prompt, and not again.
+
+    For whoever asks the same prompts more than once, and sees to it that neither the model's weights nor what is on it
+    change meanwhile. Without contexts on the model it does nothing.
+    """
+    own = prefixer(model)
+    if own is None:
+        yield
+        return
+    with own.steady():
+        yield
 
 
 class Standing:

@@ -22,7 +22,7 @@ from retcon.forget.plan import ACCESS_CONTROL
 from retcon.forget.privacy import id_of
 from retcon.lm import LM
 from retcon.metrics.forgotten import leaks
-from retcon.patch import Patch, active
+from retcon.patch import Patch, active, steady
 from retcon.requests import ForgetCase, left_to_keep
 
 __all__ = ["evaluate_forgetting"]
@@ -103,7 +103,7 @@ def evaluate_forgetting(
     asker, heard, after = unedited, first, before
     if patch is not None:
         asker = Answers(lm)
-        with patch.on(lm.model):
+        with patch.on(lm.model), steady(lm.model):
             heard = ask(lm, plan, asker, first)
         after = measure(plan, heard, first)
 
