@@ -18,8 +18,8 @@ class WISEConfig:
 
     layer: int | None = None
     """Layer whose MLP output projection gets the memories; by default at 0.85 of the depth."""
-    lr: float = 1.0
-    """Step of plain gradient descent."""
+    lr: float = 2.0
+    """Step of plain gradient descent. Published: 1, for models of 7B."""
     steps: int = 70
     """Steps an edit, at most."""
     alpha: float = 5.0
@@ -58,8 +58,8 @@ class WISEConfig:
     recalibrate: bool = True
     """Whether a memory's threshold is measured anew for all its edits whenever it is closed or stored, since later
     edits move it; released: false."""
-    templates: int = 10
-    """Contexts that each prompt is also trained in, up to ten, which the model writes."""
+    templates: int = 4
+    """Contexts that each prompt is also trained in, up to ten, which the model writes. Published: 10."""
     locality_rows: int = 8
     """Ordinary prompts that each edit is held against; they cost little, as no layer above the memory runs for them.
     Published: 1."""
