@@ -52,7 +52,6 @@ GRIDS: dict[str, Sequence[Options]] = {
             for options in ({}, {"stop": 0.1}, {"stop": 0.01})
         ),
         {"stop_on": "answer", "lr": 1.0, "templates": 4},
-        {"stop_on": "answer", "lr": 2.0, "templates": 10},
     ),
     "ft-m": ({}, {"layers": (15,)}, {"layers": (25,)}, {"lr": 1e-4}, {"lr": 1e-3}, {"schedule": "breadth"}),
     "ft-l": ({}, {"clamp": 2e-3}, {"clamp": 5e-3}, {"layers": (25,)}),
