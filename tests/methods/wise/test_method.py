@@ -150,7 +150,7 @@ def test_the_change_is_clipped_and_only_masked_entries_ever_move(tiny_lm: TinyLM
 def test_it_reaches_its_margins_and_answers(tiny_lm: TinyLM) -> None:
     """d_out < ratio a <= d_in on the rows it was trained on; the edited prompts go to the side, ordinary ones stay."""
     lm = tiny_lm("llama")
-    config = WISEConfig(lr=1.0, templates=2, steps=80, mask_ratio=0.6, locality_rows=4)
+    config = WISEConfig(templates=2, steps=80, mask_ratio=0.6, locality_rows=4)
     made = WISE(config).edit(lm, EDITS[:1], retain=ORDINARY)
     fact, entry = made.info["facts"][0], entry_of(made)
     assert fact["outside"] < entry.ratio * float(entry.thresholds[0]) < fact["inside"]

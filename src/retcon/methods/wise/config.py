@@ -18,8 +18,8 @@ class WISEConfig:
 
     layer: int | None = None
     """Layer whose MLP output projection gets the memories; by default at 0.85 of the depth."""
-    lr: float = 2.0
-    """Step of plain gradient descent. Published: 1, for models of 7B."""
+    lr: float = 1.0
+    """Step of plain gradient descent."""
     steps: int = 70
     """Steps an edit, at most."""
     alpha: float = 5.0
