@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,9 +14,11 @@ from retcon import forward, patch, tokens
 from retcon.errors import RequestError
 from retcon.lm import LM
 from retcon.methods.fine_tuning import DenseChange
+from retcon.methods.grace import GRACE
 from retcon.methods.lora import Factors
 from retcon.methods.retained import answered
 from retcon.methods.training_rows import (
+    Entered,
     Row,
     acting,
     end_ids,
@@ -24,9 +27,11 @@ from retcon.methods.training_rows import (
     row_of,
     rows_of,
     states_at,
+    states_below,
     texts_of,
 )
 from retcon.methods.unlearning.base import linear_paths
+from retcon.methods.wise import WISE
 from retcon.requests import Edit
 from retcon.testing import tiny_edits
 
@@ -70,9 +75,14 @@ def test_the_end_token_follows_the_target_where_it_is_asked_for(tiny_lm: TinyLM)
 
 def test_texts_to_keep_are_cut_and_must_have_something_to_predict(tiny_lm: TinyLM) -> None:
     lm = tiny_lm("llama")
-    assert [len(ids) for ids in texts_of(lm, ["word " * 500, TEXTS[1]])] == [256, len(tokens.encode(lm, TEXTS[1]))]
-    (ids,) = texts_of(lm, [TEXTS[1]], 8)
-    assert ids == answered(lm, [TEXTS[1]], 8)[0].ids
+    assert [len(text.ids) for text in texts_of(lm, ["word " * 500, TEXTS[1]])] == [
+        256,
+        len(tokens.encode(lm, TEXTS[1])),
+    ]
+    (text,) = texts_of(lm, [TEXTS[1]], 8)
+    (own,) = answered(lm, [TEXTS[1]], 8)
+    assert text.ids == own.ids
+    assert text.ids[: text.end + 1] == own.prompt
     with pytest.raises(RequestError, match="fewer than two tokens"):
         texts_of(lm, ["", TEXTS[0]])
 
@@ -117,7 +127,7 @@ def test_in_places_a_change_says_what_its_patch_does(family: str, tiny_lm: TinyL
 def test_factors_without_effect_and_factors_that_are_off_give_the_models_own_logits_bit_for_bit(
     family: str, tiny_lm: TinyLM
 ) -> None:
-    lm, texts = tiny_lm(family), texts_of(tiny_lm(family), TEXTS)
+    lm, texts = tiny_lm(family), [text.ids for text in texts_of(tiny_lm(family), TEXTS)]
     at = [(r, column) for r, ids in enumerate(texts) for column in range(len(ids))]
     aligned = forward.align(texts, [0] * len(texts), lm.device)
     with lm.inference():
@@ -131,7 +141,7 @@ def test_factors_without_effect_and_factors_that_are_off_give_the_models_own_log
 
 
 def test_states_are_what_a_block_gives_and_nothing_above_runs(tiny_lm: TinyLM) -> None:
-    lm, texts, runs = tiny_lm("gptj"), texts_of(tiny_lm("gptj"), TEXTS), list[int]()
+    lm, texts, runs = tiny_lm("gptj"), [text.ids for text in texts_of(tiny_lm("gptj"), TEXTS)], list[int]()
     at = [(0, 1), (1, 0), (1, 2)]
     handle = lm.projection(2).register_forward_hook(lambda *_: runs.append(1))
     try:
@@ -144,6 +154,26 @@ def test_states_are_what_a_block_gives_and_nothing_above_runs(tiny_lm: TinyLM) -
         with lm.inference():
             states = lm.model(input_ids=torch.tensor([texts[r]]), output_hidden_states=True).hidden_states
         torch.testing.assert_close(state, states[2][0, column], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [GRACE, WISE])
+def test_memories_that_are_on_decide_by_the_prompt_as_they_do_when_asked(kind: Any, tiny_lm: TinyLM) -> None:
+    """Targets of several tokens: the last of a row's tokens is none of its prompt's."""
+    lm = tiny_lm("llama")
+    edits = [replace(edit, target=f"{edit.target} and the river") for edit in tiny_edits(2)]
+    memory = kind(kind.Config(steps=30, layer=2, **({"templates": 0} if kind is WISE else {}))).edit(lm, edits)
+    rows = rows_of(lm, edits)
+    assert all(len(row.target) > 1 for row in rows)
+    items = [(row.ids[: row.end + 1], [row.target]) for row in rows]
+    bare = torch.cat([miss.detach() for miss in misses(lm, rows, {})])
+    with memory.on(lm.model):
+        wanted = [-value for (scored,) in forward.score(lm, items) for value in scored.logprobs]
+        found = torch.cat([miss.detach() for miss in misses(lm, rows, {})])
+        below = states_below(lm, [row.ids for row in rows], 3, [row.end for row in rows])
+        entered = misses(lm, rows, {}, None if below is None else Entered(3, below))
+    assert found.tolist() == pytest.approx(wanted, abs=1e-4)
+    assert torch.cat([miss.detach() for miss in entered]).tolist() == pytest.approx(wanted, abs=1e-4)
+    assert (found - bare).abs().max() > 0.1  # the memory acts
 
 
 def test_gradients_reach_every_leaf_and_no_weight(tiny_lm: TinyLM) -> None:

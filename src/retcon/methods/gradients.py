@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from retcon import forward, hooks, tokens
+from retcon import forward, hooks, patch, tokens
 from retcon.arch import frozen
 from retcon.lm import LM
 from retcon.patch.base import projection
@@ -78,7 +78,8 @@ def read_answers(
             at = [(r, len(prompts[i]) - 1 + t) for r, i in enumerate(batch) for t in range(len(targets[i]))]
             place = torch.tensor([first[i] + t for i in batch for t in range(len(targets[i]))])
             token = torch.tensor([token for i in batch for token in targets[i]])
-            _read_batch(lm, aligned, at, token, place.to(lm.device), found)
+            with patch.prompts(lm.model, [len(prompts[i]) - 1 for i in batch]):
+                _read_batch(lm, aligned, at, token, place.to(lm.device), found)
     return found
 
 

@@ -24,6 +24,7 @@ from retcon.methods.training_rows import (
     Change,
     Entered,
     Row,
+    Text,
     logits_at,
     lowest,
     misses,
@@ -86,7 +87,7 @@ class Trained:
 
 
 def train(
-    lm: LM, rows: Sequence[Row], change: Change, config: TrainingConfig, *, retain: Sequence[list[int]] = ()
+    lm: LM, rows: Sequence[Row], change: Change, config: TrainingConfig, *, retain: Sequence[Text] = ()
 ) -> Trained:
     """Train a change until the model gives the rows' targets.
 
@@ -100,7 +101,7 @@ def train(
         rows: the requests.
         change: what is trained, in place.
         config: options.
-        retain: ids of texts to keep, each of two tokens at least.
+        retain: texts to keep, each of two tokens at least.
 
     Raises:
         RetconError: an option makes no sense, or the loss is not finite any more.
@@ -163,13 +164,13 @@ class _Trainer:
     """One call of `train`: its rows, what runs below the change, and how each row stands."""
 
     def __init__(
-        self, lm: LM, rows: Sequence[Row], change: Change, config: TrainingConfig, retain: Sequence[list[int]]
+        self, lm: LM, rows: Sequence[Row], change: Change, config: TrainingConfig, retain: Sequence[Text]
     ) -> None:
         self._lm, self._rows, self._change, self._config = lm, rows, change, config
         self._lengths = [len(row.ids) for row in rows]
         entry = lowest(lm, change.entries())
         self._retain = _Texts(retain, config.seed, _entered(lm, retain, entry)) if retain else None
-        self._entered = _entered(lm, [row.ids for row in rows], entry)
+        self._entered = _entered(lm, rows, entry)
         self.loss = torch.zeros(len(rows), dtype=torch.float64)
         self.evaluations = torch.zeros(len(rows), dtype=torch.long)
 
@@ -231,26 +232,27 @@ class _Trainer:
         found = misses(self._lm, [self._rows[i] for i in part], self._change.entries(), entered)
         return torch.stack([miss.mean() for miss in found])
 
-    def _drift(self, texts: Sequence[list[int]], entered: Entered | None) -> Float[Tensor, ""]:
+    def _drift(self, texts: Sequence[Text], entered: Entered | None) -> Float[Tensor, ""]:
         """What the change does to texts to keep, the mean over their tokens."""
         keeps = self._config.retain_loss == "kl"
-        at = [(r, column) for r, ids in enumerate(texts) for column in range(len(ids) - (not keeps))]
-        now = logits_at(self._lm, texts, at, self._change.entries(), entered)
+        ids, ends = [text.ids for text in texts], [text.end for text in texts]
+        at = [(r, column) for r, row in enumerate(ids) for column in range(len(row) - (not keeps))]
+        now = logits_at(self._lm, ids, at, self._change.entries(), entered, ends)
         if not keeps:
-            return F.cross_entropy(now, torch.tensor([t for ids in texts for t in ids[1:]], device=now.device))
+            return F.cross_entropy(now, torch.tensor([t for row in ids for t in row[1:]], device=now.device))
         with torch.no_grad():
-            before = logits_at(self._lm, texts, at, {}, entered)
+            before = logits_at(self._lm, ids, at, {}, entered, ends)
         return divergence(before, now).mean()
 
 
 class _Texts:
     """Texts to keep, a few at a time: none comes again before all have come."""
 
-    def __init__(self, texts: Sequence[list[int]], seed: int, entered: Entered | None = None) -> None:
+    def __init__(self, texts: Sequence[Text], seed: int, entered: Entered | None = None) -> None:
         self._texts, self._entered, self._queue = texts, entered, list[int]()
         self._generator = torch.Generator().manual_seed(seed)
 
-    def next(self, n: int) -> tuple[list[list[int]], Entered | None]:
+    def next(self, n: int) -> tuple[list[Text], Entered | None]:
         """The next `n` texts, or all where there are fewer, and what the lowest trained block reads in them."""
         found = []
         for _ in range(min(n, len(self._texts))):
@@ -259,9 +261,9 @@ class _Texts:
         return [self._texts[i] for i in found], _part(self._entered, found)
 
 
-def _entered(lm: LM, rows: Sequence[list[int]], layer: int) -> Entered | None:
+def _entered(lm: LM, rows: Sequence[Row | Text], layer: int) -> Entered | None:
     """What the block of a layer reads in each row; None where it is not to be kept."""
-    states = states_below(lm, rows, layer)
+    states = states_below(lm, [row.ids for row in rows], layer, [row.end for row in rows])
     return None if states is None else Entered(layer, states)
 
 

@@ -5,7 +5,7 @@ given a gradient.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple, Protocol
@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from retcon import forward, hooks, memory, tokens
+from retcon import forward, hooks, memory, patch, tokens
 from retcon.errors import RequestError
 from retcon.lm import LM
 from retcon.methods.retained import answered
@@ -29,6 +29,7 @@ __all__ = [
     "Entered",
     "Place",
     "Row",
+    "Text",
     "acting",
     "end_ids",
     "logits_at",
@@ -60,6 +61,23 @@ class Row:
     at: list[int]
     """For each token of the target, the index in `ids` at which it is to be predicted."""
     target: list[int]
+    last: int | None = None
+    """The index of the prompt's last token, by which memories that are on decide; by default where the first token of
+    the target is predicted."""
+
+    @property
+    def end(self) -> int:
+        """The index of the prompt's last token."""
+        return self.at[0] if self.last is None else self.last
+
+
+class Text(NamedTuple):
+    """A text to keep."""
+
+    ids: list[int]
+    """Its own, and those of what the model says after it."""
+    end: int
+    """The index of its own last token."""
 
 
 class Change(Protocol):
@@ -117,8 +135,8 @@ def row_of(lm: LM, prompt: str, target: str, place: Place = "masked", *, eos: bo
     return Row([*ids, *wanted[:-1]], list(range(last, last + len(wanted))), wanted)
 
 
-def texts_of(lm: LM, retain: Sequence[str], answer_tokens: int = 0) -> list[list[int]]:
-    """The ids of texts to keep and of the model's own answers to them, at most 256 of each.
+def texts_of(lm: LM, retain: Sequence[str], answer_tokens: int = 0) -> list[Text]:
+    """Texts to keep and the model's own answers to them, at most 256 ids of each.
 
     Raises:
         RequestError: a text has no second token, so nothing in it is predicted.
@@ -127,7 +145,8 @@ def texts_of(lm: LM, retain: Sequence[str], answer_tokens: int = 0) -> list[list
     for text in retain:
         if len(tokens.encode(lm, lm.render(text))) < 2:
             raise RequestError(f"the text to keep {text!r} has fewer than two tokens; write a longer one")
-    return [one.ids[:_LONGEST] for one in answered(lm, retain, answer_tokens)]
+    found = answered(lm, retain, answer_tokens)
+    return [Text(one.ids[:_LONGEST], min(len(one.prompt), _LONGEST) - 1) for one in found]
 
 
 def misses(
@@ -135,7 +154,7 @@ def misses(
 ) -> list[Float[Tensor, " n"]]:
     """The cross-entropy of each row's target tokens, in nats; gradients flow through the entries."""
     at = [(r, column) for r, row in enumerate(rows) for column in row.at]
-    logits = logits_at(lm, [row.ids for row in rows], at, entries, entered)
+    logits = logits_at(lm, [row.ids for row in rows], at, entries, entered, [row.end for row in rows])
     wanted = torch.tensor([token for row in rows for token in row.target], device=logits.device)
     return list(F.cross_entropy(logits, wanted, reduction="none").split([len(row.target) for row in rows]))
 
@@ -146,6 +165,7 @@ def logits_at(
     at: Sequence[tuple[int, int]],
     entries: Mapping[str, Entry],
     entered: Entered | None = None,
+    ends: Sequence[int] | None = None,
 ) -> Float[Tensor, "n vocabulary"]:
     """Logits at some (row, column), in fp32 at least, with the entries on.
 
@@ -155,6 +175,7 @@ def logits_at(
         at: the places, one at least.
         entries: by module path, what is added; none gives the model without the change.
         entered: where the layers below are not to run again, the block to begin with and what it reads.
+        ends: the index of each row's last prompt token, which memories that are on decide by; None: rows are prompts.
     """
     aligned = forward.align(rows, [0] * len(rows), lm.device)
     places, columns = (torch.tensor(side, device=lm.device) for side in zip(*at, strict=True))
@@ -162,6 +183,7 @@ def logits_at(
         if entered is not None:
             states = pad_sequence(list(entered.states), batch_first=True)
             stack.enter_context(forward.entered_at(lm, entered.layer, states))
+        stack.enter_context(_told(lm, ends))
         stack.enter_context(acting(lm, entries))
         stack.enter_context(forward.gathered_head(lm, places, columns))
         logits: Tensor = forward.call(lm, aligned.ids, aligned.mask, aligned.positions).logits[0]
@@ -169,18 +191,32 @@ def logits_at(
 
 
 def states_at(
-    lm: LM, rows: Sequence[list[int]], at: Sequence[tuple[int, int]], entries: Mapping[str, Entry], layer: int
+    lm: LM,
+    rows: Sequence[list[int]],
+    at: Sequence[tuple[int, int]],
+    entries: Mapping[str, Entry],
+    layer: int,
+    ends: Sequence[int] | None = None,
 ) -> Float[Tensor, "n d"]:
     """What the block of a layer gives at some (row, column), in fp32 at least; the layers above it do not run."""
     aligned = forward.align(rows, [0] * len(rows), lm.device)
     path = lm.arch.blocks[layer]
     block = {path: lm.module(path)}
-    with acting(lm, entries), hooks.record(block, "output", stop_after=path) as seen, hooks.stoppable():
+    with ExitStack() as stack:
+        stack.enter_context(_told(lm, ends))
+        stack.enter_context(acting(lm, entries))
+        seen = stack.enter_context(hooks.record(block, "output", stop_after=path))
+        stack.enter_context(hooks.stoppable())
         forward.call(lm, aligned.ids, aligned.mask, aligned.positions)
     states = hooks.unflattened(seen[path], len(aligned))
     places, columns = (torch.tensor(side, device=states.device) for side in zip(*at, strict=True))
     found = states[places, columns]
     return found if found.dtype == torch.float64 else found.float()
+
+
+def _told(lm: LM, ends: Sequence[int] | None) -> AbstractContextManager[None]:
+    """Memories that are on are told where the prompts of rows end that begin in column 0."""
+    return nullcontext() if ends is None else patch.prompts(lm.model, ends)
 
 
 @contextmanager
@@ -203,7 +239,9 @@ def lowest(lm: LM, entries: Mapping[str, Entry]) -> int:
     return next(owned, 0)
 
 
-def states_below(lm: LM, rows: Sequence[list[int]], layer: int) -> list[Float[Tensor, "_ d"]] | None:
+def states_below(
+    lm: LM, rows: Sequence[list[int]], layer: int, ends: Sequence[int]
+) -> list[Float[Tensor, "_ d"]] | None:
     """What the block of a layer reads in each row, which no training above changes; None where it is not to be kept."""
     size = sum(map(len, rows)) * lm.arch.d_model * lm.dtype.itemsize
     if layer == 0 or size > _KEPT_BYTES or not forward.entry_holds(lm):
@@ -212,7 +250,11 @@ def states_below(lm: LM, rows: Sequence[list[int]], layer: int) -> list[Float[Te
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     for part in forward.batches(sorted(range(len(rows)), key=lambda i: (lengths[i], rows[i])), lengths, BATCH_TOKENS):
         aligned = forward.align([rows[i] for i in part], [0] * len(part), lm.device)
-        with torch.no_grad(), hooks.record({path: lm.module(path)}, stop_after=path) as seen, hooks.stoppable():
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(_told(lm, [ends[i] for i in part]))
+            seen = stack.enter_context(hooks.record({path: lm.module(path)}, stop_after=path))
+            stack.enter_context(hooks.stoppable())
             forward.call(lm, aligned.ids, aligned.mask, aligned.positions)
         for r, i in enumerate(part):
             found[i] = seen[path][r, : lengths[i]].clone()

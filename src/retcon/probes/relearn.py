@@ -217,14 +217,13 @@ def _change(lm: LM, config: Relearn, seed: int) -> Change:
 
 
 def _step(lm: LM, rows: Sequence[Row], change: Change, steps: Steps, config: Relearn, number: int, seed: int) -> None:
-    """One step; memories that are on are told where the prompts end, so that they do what they do when asked."""
+    """One step."""
     per_pass = -(-len(rows) // config.batch)
     turn, place = divmod(number, per_pass)
     batch = order_of(len(rows), seed, "relearn", turn)[place * config.batch : (place + 1) * config.batch]
     lengths = [len(row.ids) for row in rows]
     for part in forward.batches(sorted(batch, key=lambda i: (lengths[i], i)), lengths, BATCH_TOKENS):
-        with patch.prompts(lm.model, [rows[i].at[0] for i in part]):
-            found = misses(lm, [rows[i] for i in part], change.entries())
+        found = misses(lm, [rows[i] for i in part], change.entries())
         steps.add(torch.stack([miss.mean() for miss in found]).sum() / len(batch))
     steps.take(config.clip)
 

@@ -86,20 +86,20 @@ def _own(lm: LM, retain: Sequence[Kept], config: UnlearningConfig) -> list[Row]:
         first = 0 if config.retain_prompts else len(one.prompt) - 1
         ids = [*one.prompt, *target]
         if target:
-            rows.append(Row(ids[:-1], list(range(first, len(ids) - 1)), ids[first + 1 :]))
+            rows.append(Row(ids[:-1], list(range(first, len(ids) - 1)), ids[first + 1 :], len(one.prompt) - 1))
     return rows
 
 
 def _kept(lm: LM, item: Kept, config: UnlearningConfig) -> Row:
     """The row of something to keep."""
     if isinstance(item, str):
-        (ids,) = texts_of(lm, [item])
-        return Row(ids[:-1], list(range(len(ids) - 1)), ids[1:])
+        ((ids, _),) = texts_of(lm, [item])
+        return Row(ids[:-1], list(range(len(ids) - 1)), ids[1:], len(ids) - 2)
     row = row_of(lm, *item, eos=config.eos)
     if not config.retain_prompts:
         return row
     ids = [*row.ids, row.target[-1]]
-    return Row(ids[:-1], list(range(len(ids) - 1)), ids[1:])
+    return Row(ids[:-1], list(range(len(ids) - 1)), ids[1:], row.end)
 
 
 def order_of(n: int, *what: object) -> list[int]:
@@ -141,10 +141,12 @@ def read(
         reference_nll: s of each sequence before training, where it is known.
     """
     ids, at = [row.ids for row in rows], [(r, column) for r, row in enumerate(rows) for column in row.at]
+    ends = [row.end for row in rows]
 
     def seen(entries: Mapping[str, Entry]) -> Float[Tensor, "B T k"]:
-        found = logits_at(lm, ids, at, entries) if layer is None else states_at(lm, ids, at, entries, layer)
-        return packed(rows, found)
+        if layer is None:
+            return packed(rows, logits_at(lm, ids, at, entries, ends=ends))
+        return packed(rows, states_at(lm, ids, at, entries, layer, ends))
 
     before = None
     if compared:
