@@ -68,6 +68,8 @@ def edit(
     """
     if isinstance(edits, Edit | Mapping):
         raise RequestError("edits is a single edit; give a list of one")
+    if isinstance(retain, str):
+        raise RequestError("retain is a single text; give a list of one")
     facts = [fact if isinstance(fact, Edit) else from_dict(fact) for fact in edits]
     check_conflicts(facts)
     rule = methods.method(method, **config)

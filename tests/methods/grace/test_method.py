@@ -14,12 +14,14 @@ from torch import Tensor
 
 from retcon import forward, tokens
 from retcon import patch as patches
-from retcon.errors import PatchError, RetconError, RetconWarning
+from retcon.errors import PatchError, RequestError, RetconError, RetconWarning
 from retcon.lm import LM
 from retcon.methods import GRACE, GRACEConfig
 from retcon.methods.grace import without
 from retcon.methods.grace.rows import Site, question, read_places
+from retcon.methods.grace.state import Memory
 from retcon.methods.grace.values import descend, measured
+from retcon.methods.wise import WISE
 from retcon.patch import Chain, Codebook, Patch
 from retcon.requests import Edit
 from retcon.testing import check_method, tiny_edits, tiny_model, tiny_tokenizer
@@ -359,6 +361,43 @@ def test_deleted_edits_are_gone_and_the_others_stay_bit_for_bit(tiny_lm: TinyLM)
         without(less, ["tiny-1"])
 
 
+@pytest.mark.parametrize(("dtype", "noise"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_balls_shrink_to_what_a_forward_of_the_models_dtype_needs(
+    tiny_lm: TinyLM, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, noise: float
+) -> None:
+    lm, edits = tiny_lm("llama", dtype=dtype), tiny_edits(3)
+    patch = GRACE(replace(FEW, steps=2)).edit(lm, edits)
+    seen, real = [], Memory.of
+
+    def noted(codebook: Codebook, **limits: Any) -> Memory:
+        seen.append(limits["noise"])
+        return real(codebook, **limits)
+
+    monkeypatch.setattr(Memory, "of", noted)
+    without(patch, ["tiny-1"])
+    assert seen == [noise]
+
+
+def test_a_text_to_keep_without_a_token_is_refused(tiny_lm: TinyLM) -> None:
+    lm = tiny_lm("llama")
+    for method in (GRACE(FEW), WISE()):
+        with pytest.raises(RequestError, match="text 2 to keep has no token"):
+            method.edit(lm, tiny_edits(1), retain=["The city is large.", ""])
+
+
+def test_on_a_side_memory_at_the_same_layer_values_are_sought_on_whole_rows(tiny_lm: TinyLM) -> None:
+    """Columns before the last prompt token pass the side memory too; cut off by themselves they would not."""
+    lm, edits = tiny_lm("llama"), tiny_edits(1)
+    side = WISE(WISE.Config(layer=2, steps=20, templates=0)).edit(lm, edits)
+    patch = GRACE(replace(FEW, layer=2)).edit(lm, [replace(edits[0], target=WORDS[1])], state=side)
+    (fact,) = patch.info["facts"]
+    with patch.on(lm.model):
+        assert holds(lm, replace(edits[0], target=WORDS[1]))
+        prompt, target = ids(lm, replace(edits[0], target=WORDS[1]))
+        (scored,) = forward.score(lm, [(prompt, [target])])[0]
+    assert -scored.logprobs[0] == pytest.approx(fact["loss"], abs=1e-3)
+
+
 def logits_of(bare: Tensor, lm: LM, edits: list[Edit], number: int) -> Tensor:
     lengths = [len(ids(lm, edit)[0]) for edit in edits]
     return bare[sum(lengths[:number]) : sum(lengths[: number + 1])]
@@ -428,6 +467,8 @@ def test_retain_prompts_that_hit_are_warned_of(tiny_lm: TinyLM) -> None:
         (replace(FEW, radius=0.0), "radius above 0"),
         (replace(FEW, replacement="replace_all"), "go on with the same replacement"),
         (replace(FEW, retest=True), "made with retest=False"),
+        (replace(FEW, end_token=True), "entered with end_token=False"),
+        (replace(FEW, widest=0.0), "widest is 0; it must be above 0"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(tiny_lm: TinyLM, config: GRACEConfig, sentence: str) -> None:

@@ -10,13 +10,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retcon import progress, stats, tokens
+from retcon import progress, stats
 from retcon.errors import RetconError, RetconWarning
 from retcon.lm import LM
 from retcon.methods.grace.rows import Site, question, read_places
 from retcon.methods.grace.run import Run
 from retcon.methods.grace.state import Growth, Memory
-from retcon.methods.memories import MemoryMethod, chosen_layer, last_part, name_of, put_on, without_edits
+from retcon.methods.memories import (
+    MemoryMethod,
+    chosen_layer,
+    kept_prompts,
+    last_part,
+    name_of,
+    put_on,
+    without_edits,
+)
 from retcon.methods.record import as_patch, resumed, timed
 from retcon.patch import Codebook, Entry, Patch
 from retcon.patch.chain import chained, parts_of
@@ -33,7 +41,7 @@ _KEYS = 64
 """Edits whose distances are looked at for it."""
 _RETAIN_HITS = 0.01
 """Share of ordinary prompts that may hit before a warning is given."""
-_NOISE = {torch.bfloat16: 1e-2, torch.float16: 2e-3}
+_NOISE = {"bfloat16": 1e-2, "float16": 2e-3}
 """Relative rounding error of a query between two forwards; 1e-5 in fp32."""
 
 
@@ -118,14 +126,16 @@ class GRACE(MemoryMethod):
             stores: not used: there are no targets to keep.
 
         Raises:
-            RequestError: a target has no token.
+            RequestError: a target or a text to keep has no token.
             RetconError: there is no edit, the layer is not there, an option makes no sense, or the state's codebook
-                replaces elsewhere, tests otherwise or was scaled.
+                replaces elsewhere, tests otherwise, ends its answers otherwise or was scaled.
         """
         if not edits:
             raise RetconError("there is no edit; give at least one")
         if self.config.steps < 1 or (self.config.radius != "auto" and not self.config.radius > 0):
             raise RetconError("steps must be 1 or more and radius above 0 (or auto); give others")
+        if self.config.widest is not None and not self.config.widest > 0:
+            raise RetconError(f"widest is {self.config.widest:g}; it must be above 0, or none for no limit")
         path = lm.arch.mlp_out[self.layer(lm)]
         old = self._codebook(state, path)
         seconds = {"statistics": 0.0, "targets": 0.0, "solve": 0.0}
@@ -150,6 +160,12 @@ class GRACE(MemoryMethod):
                 f"the state's codebook was made with retest={last.retest}, which holds for all its edits; go on with "
                 "the same"
             )
+        ended = [step.config.get("end_token") for step in state.history if step.method == self.name] if state else []
+        if ended and ended[-1] is not None and ended[-1] != self.config.end_token:
+            raise RetconError(
+                f"the state's answers were entered with end_token={ended[-1]}, and like answers would look unlike; go "
+                "on with the same"
+            )
         return last
 
     def _entered(
@@ -173,7 +189,7 @@ class GRACE(MemoryMethod):
         limits: dict[str, Any] = {
             "most": None if config.widest is None else config.widest * radius,
             "growth": config.growth,
-            "noise": _NOISE.get(lm.dtype, 1e-5),
+            "noise": _noise(str(lm.dtype)),
         }
         width = seen.queries.shape[1]
         memory = Memory(width, radius, **limits) if old is None else Memory.of(old, **limits)
@@ -206,7 +222,7 @@ class GRACE(MemoryMethod):
             RetconError: they are needed and nothing tells where to take them from.
         """
         if retain:
-            return read_places(lm, path, [tokens.encode(lm, lm.render(text)) for text in retain]).queries
+            return read_places(lm, path, kept_prompts(lm, retain)).queries
         if not sought:
             return None
         if self.config.statistics == "none":
@@ -231,14 +247,21 @@ def without(made: Patch, ids: Iterable[str]) -> Patch:
         parts = []
         for part in parts_of(entry):
             mine = [name for name in wanted if isinstance(part, Codebook) and name in part.names]
-            parts.append(_shrunk(part, mine) if isinstance(part, Codebook) and mine else part)
+            told = made.base.weights.get(path)
+            noise = _noise("float32" if told is None else told.dtype)
+            parts.append(_shrunk(part, mine, noise) if isinstance(part, Codebook) and mine else part)
             found |= set(mine)
         entries[path] = chained(parts)
     return without_edits(made, GRACE.name, entries, wanted, found)
 
 
-def _shrunk(codebook: Codebook, names: Sequence[str]) -> Codebook:
-    memory = Memory.of(codebook, most=None, growth="coverage", noise=1e-5)
+def _noise(dtype: str) -> float:
+    """The relative rounding error of a query in a model of some dtype."""
+    return _NOISE.get(dtype.removeprefix("torch."), 1e-5)
+
+
+def _shrunk(codebook: Codebook, names: Sequence[str], noise: float) -> Codebook:
+    memory = Memory.of(codebook, most=None, growth="coverage", noise=noise)
     values = codebook.values
     for name in names:
         values = values[torch.tensor(memory.delete(name), dtype=torch.long)]

@@ -13,7 +13,9 @@ from transformers.cache_utils import DynamicCache
 
 from retcon import forward, hooks, patch, tokens
 from retcon.lm import LM
+from retcon.patch import Codebook
 from retcon.patch.base import projection
+from retcon.patch.chain import parts_of
 from retcon.patch.codebook import replaced
 from retcon.precision import Precision, autocast, kernels
 from retcon.requests import Edit
@@ -204,8 +206,10 @@ def _whole(lm: LM, site: Site, asked: Sequence[Question]) -> Batch:
 
 def _others_decide(lm: LM, site: Site) -> bool:
     """Whether memories beside the one that is edited are on; theirs is decided on whole rows alone."""
-    entries = (item.entries.items() for item in patch.active(lm.model))
-    return any(path != site.path and not entry.folds for items in entries for path, entry in items)
+    entries = [(path, entry) for item in patch.active(lm.model) for path, entry in item.entries.items()]
+    here = [part for path, entry in entries if path == site.path for part in parts_of(entry) if not part.folds]
+    others = any(path != site.path and not entry.folds for path, entry in entries)
+    return others or len(here) > 1 or not all(isinstance(part, Codebook) for part in here)
 
 
 def _cut(lm: LM, site: Site, whole: Batch) -> Batch:
