@@ -203,6 +203,14 @@ def test_the_budget_drops_the_least_similar_demonstrations(tiny_lm: TinyLM, pool
         assert len(text) >= len(entry.pieces(0)[-1])
     with pytest.raises(RequestError, match="a context may have 10; raise the budget"):
         IKE(IKEConfig(budget=10)).edit(lm, edits)
+    state = IKE(IKEConfig()).edit(lm, edits)
+    short = [replace(edits[0], prompt="{} is", id="short")]
+    room = len(entry_of(IKE(IKEConfig()).edit(lm, short)).pieces(0)[-1])
+    assert room < min(len(entry_of(state).pieces(n)[-1]) for n in (0, 1))
+    with pytest.raises(
+        RequestError, match=rf"the earlier fact 'tiny-0' takes \d+ tokens and a context may have {room};"
+    ):
+        IKE(IKEConfig(budget=room)).edit(lm, short, state=state)
 
 
 def test_a_context_never_takes_more_than_half_of_the_models_positions(tiny_lm: TinyLM, pool: str) -> None:

@@ -168,6 +168,28 @@ def test_a_fold_is_the_batch_and_edits_can_go(tiny_lm: TinyLM, tmp_path: Path) -
         SCR(replace(SURE, nearest=3)).edit(lm, edits[2:], state=first)
 
 
+def test_the_threshold_of_a_fold_is_that_of_the_batch_but_never_below_what_keeps_texts(tiny_lm: TinyLM) -> None:
+    lm, edits = tiny_lm("llama"), tiny_edits(4)
+
+    def threshold(patch: Patch) -> float:
+        question = entry_of(patch).question
+        assert question is not None
+        return question.threshold
+
+    fold: Patch | None = None
+    for edit in edits:
+        fold = SCR().edit(lm, [edit], state=fold)
+    assert fold is not None
+    assert threshold(fold) == pytest.approx(threshold(SCR().edit(lm, edits)), abs=1e-4)
+    kept = SCR().edit(lm, edits[:1], retain=["The city is large."])
+    high = replace(
+        kept, entries={"": entry_of(kept).confirmed_above(5.0).remade({**entry_of(kept).making, "floor": 5.0})}
+    )
+    more = SCR().edit(lm, edits[1:2], state=high)
+    assert threshold(more) == 5.0
+    assert threshold(SCR().edit(lm, edits[2:], state=more)) == 5.0
+
+
 def test_no_weight_is_written(tiny_lm: TinyLM) -> None:
     lm, edits = tiny_lm("gpt2"), tiny_edits(2)
     before = lm.fingerprint()

@@ -17,7 +17,7 @@ from retcon.lm import LM
 from retcon.methods import training, training_rows
 from retcon.methods.fine_tuning import FTM, FTMConfig
 from retcon.methods.training import Steps, Trained, TrainingConfig, train
-from retcon.methods.training_rows import rows_of
+from retcon.methods.training_rows import Text, rows_of
 from retcon.patch import Patch
 from retcon.requests import Edit
 from retcon.testing import tiny_edits, tiny_model, tiny_tokenizer
@@ -307,7 +307,7 @@ def test_a_model_that_has_not_moved_is_not_held_back(tiny_lm: TinyLM) -> None:
 
 
 def test_no_text_comes_again_before_all_have_come() -> None:
-    texts = [[i, i] for i in range(5)]
+    texts = [Text([i, i], 1) for i in range(5)]
     drawn = training._Texts(texts, 0)
     first = [ids for _ in range(5) for ids in drawn.next(2)[0]]
     assert sorted(first[:5]) == sorted(first[5:]) == texts

@@ -294,6 +294,38 @@ def test_the_budget_drops_the_least_similar_facts_and_first_pieces_first(lm: LM)
         assert len(context(lm, budget=budget).text([1, 0])) <= budget
 
 
+def test_a_facts_very_prompt_gets_that_fact_whatever_looks_alike(lm: LM) -> None:
+    """The same tokens in another order have the same vector."""
+    one, other = [20, 25, 30, 25], [30, 25, 20, 25]
+    embed = Embedder(lm.model, hooked=False)
+    counts = Counter({20: 1, 25: 2, 30: 1})
+    with torch.no_grad():
+        center = embed(torch.arange(512)).float().mean(0)
+        named: dict[str, Any] = {"vocabulary": 512, "documents": 2, "threshold": 0.6}
+        entry = Context.made([one, other], [[(50,)], [(51,)]], ["one", "other"], counts, center, embed, **named)
+        assert entry.nearest(one, embed)[0] == [0]
+        assert entry.nearest(other, embed)[0] == [1]
+        assert entry.nearest([20, 30, 25, 25], embed)[0] == [1]  # nobody's own: the newest
+
+
+def test_a_context_leaves_room_for_the_prompt_and_what_follows() -> None:
+    lm = LM.wrap(tiny_model("gpt2"), tiny_tokenizer())
+    limit = lm.model.config.max_position_embeddings
+    entry = context(lm, threshold=EVERY)
+    with patch_of(lm, entry).on(lm.model):
+        for length in (limit - 2, limit - 12, limit):
+            run(lm, [[60] * length], [0])
+        assert len(run(lm, [FIRST], [0])[0]) == len(FIRST)
+
+
+def test_a_cache_does_not_go_on_under_other_contexts(lm: LM) -> None:
+    first, second = patch_of(lm, context(lm)), patch_of(lm, context(lm, most=2), 1)
+    with torch.no_grad(), first.on(lm.model):
+        cache = lm.model(input_ids=torch.tensor([FOREIGN]), use_cache=True).past_key_values
+        with second.on(lm.model), pytest.raises(PatchError, match="other contexts are on the model"):
+            lm.model(input_ids=torch.tensor([[60]]), past_key_values=cache, use_cache=True)
+
+
 def test_the_model_confirms_facts_by_yes_and_no(lm: LM) -> None:
     asked: list[list[int]] = []
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from retcon import tokens
 from retcon.errors import RetconError
@@ -15,6 +14,7 @@ from retcon.lm import LM
 from retcon.metrics import METRICS
 from retcon.metrics.match import gen_start
 from retcon.metrics.perplexity import windows
+from retcon.patch import forward_record
 from retcon.requests import Case
 
 __all__ = [
@@ -336,6 +336,4 @@ class Encoder:
 
 def positions(lm: LM) -> int | None:
     """The number of positions the model knows, None where it sets no limit."""
-    config: Any = lm.model.config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
+    return forward_record.positions(lm.model)

@@ -16,6 +16,7 @@ from retcon.patch import Context, Entry, Patch
 from retcon.patch.asking import Embedder
 from retcon.patch.chain import chained, parts_of
 from retcon.patch.context import ROOT, Embed
+from retcon.patch.forward_record import positions
 from retcon.requests import Edit, to_dict
 
 __all__ = [
@@ -97,11 +98,8 @@ def budget_of(lm: LM, asked: int) -> int:
     """
     if asked < 1:
         raise RetconError(f"a budget of {asked} tokens leaves no room for a fact; give 1 or more")
-    config: Any = lm.model.config
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    names = ("max_position_embeddings", "n_positions", "max_seq_len")
-    positions = [value for name in names if isinstance(value := getattr(config, name, None), int) and value > 0]
-    return min([asked, *(value // 2 for value in positions)])
+    limit = positions(lm.model)
+    return asked if limit is None else min(asked, limit // 2)
 
 
 def memory_of(state: Patch | None, making: Mapping[str, Any]) -> Context | None:
@@ -141,7 +139,7 @@ def entered(
         settings: further arguments of the `Context`.
 
     Raises:
-        RequestError: a fact alone is longer than the budget.
+        RequestError: a fact alone, a new one or one of the memory's, is longer than the budget.
     """
     embed = Embedder(lm.model, hooked=True)
     frame = _frame(lm)
@@ -160,6 +158,11 @@ def entered(
         replaced = facts.pop(content, None)
         facts[content] = [tuple(piece) for piece in text], name
         told.append({"id": name, "tokens": len(text[-1])} | ({"replaces": [replaced[1]]} if replaced else {}))
+    for known, name in facts.values():
+        if (size := len(known[-1])) > budget:
+            raise RequestError(
+                f"the earlier fact {name!r} takes {size} tokens and a context may have {budget}; raise the budget"
+            )
     weight: Any = lm.model.get_input_embeddings().weight
     center = _mean(embed, len(weight)) if old is None else old.center
     made = Context.made(

@@ -1,5 +1,6 @@
 """SCR: retrieved facts go before a prompt if the model confirms that they bear on it (arXiv 2503.05212)."""
 
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -120,14 +121,15 @@ class SCR(MemoryMethod):
                 )  # fmt: skip
             with timed(seconds, "statistics"):
                 threshold = config.confirm if config.confirm != "auto" else _threshold(lm, made, retain)
-                if old is not None and old.question is not None:
-                    threshold = max(threshold, old.question.threshold)  # what was to be kept then stays kept
-                context = made.context.confirmed_above(float(threshold))
+                floor = -math.inf if old is None else old.making.get("floor", -math.inf)
+                threshold = max(float(threshold), floor)  # what was to be kept then stays kept
+                floors = {"floor": threshold} if retain else {} if floor == -math.inf else {"floor": floor}
+                context = made.context.confirmed_above(threshold).remade(making | floors)
                 told = {}
                 if retain:
                     kept = held_out(lm, context, made.embed, retain)[: len(retain)]
                     told["retain_asked"] = round(float((kept > config.near).float().mean()), 5)
-            info = {"targets_cached": 0, "confirm": float(threshold), **told, "facts": made.facts}
+            info = {"targets_cached": 0, "confirm": threshold, **told, "facts": made.facts}
             alone = as_patch(lm, self.name, config, edits, {ROOT: context}, None, {}, seconds, info)
         return put_on(state, alone, ROOT, context, in_place=old is not None)
 

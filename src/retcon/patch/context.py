@@ -139,6 +139,8 @@ class Context:
     """w_t of every token."""
     _pieces: tuple[tuple[int, ...], ...] = field(init=False, repr=False)
     _members: tuple[tuple[int, ...], ...] = field(init=False, repr=False)
+    _own: Mapping[tuple[int, ...], int] = field(init=False, repr=False)
+    """The fact of each prompt."""
 
     def __post_init__(self) -> None:
         for name in ("names", "opening", "closing"):
@@ -157,6 +159,8 @@ class Context:
             raise PatchError("the parts of a context do not fit together; get the patch again")
         object.__setattr__(self, "_pieces", pieces)
         object.__setattr__(self, "_members", members)
+        own = {prompt: fact for fact, prompt in enumerate(parts(self.prompt_ids, self.prompt_offsets))}
+        object.__setattr__(self, "_own", own)
         unseen = math.log(1 + self.documents) + _FLOOR
         weights = torch.full((self.vocabulary,), unseen, dtype=self.keys.dtype, device=self.keys.device)
         weights[self.seen_ids] = unseen - torch.log1p(self.seen_counts.to(weights.dtype))
@@ -215,13 +219,17 @@ class Context:
         return self.vectors([content], embed)[0]
 
     def nearest(self, content: Sequence[int], embed: Embed) -> tuple[list[int], Float[Tensor, " n"]]:
-        """The facts that come into question, the most similar first, the newest of like ones; and all cosines."""
+        """The facts that come into question, and all cosines: the one whose very prompt it is, then the most similar,
+        the newest of like ones. Prompts of the same tokens in another order look alike."""
         cosines = self.keys @ self.vector(content, embed)
         if not content or self.rank == 0:
             return [], cosines
         order = cosines.flip(0).sort(descending=True, stable=True).indices[: self.most]
-        facts = (self.rank - 1 - order).tolist()
-        return [fact for fact in facts if float(cosines[fact]) > self.threshold], cosines
+        facts = [fact for fact in (self.rank - 1 - order).tolist() if float(cosines[fact]) > self.threshold]
+        own = self._own.get(tuple(content))
+        if own is not None:
+            facts = [own, *(fact for fact in facts if fact != own)][: self.most]
+        return facts, cosines
 
     def asking(self, fact: int, content: Sequence[int]) -> list[int]:
         """The row after which the model says whether a fact bears on a prompt."""
@@ -245,14 +253,15 @@ class Context:
             for (facts, cosines), mine in zip(found, told, strict=True)
         ]
 
-    def text(self, facts: Sequence[int]) -> list[int]:
+    def text(self, facts: Sequence[int], room: int | None = None) -> list[int]:
         """The ids of a context, within the budget.
 
         Args:
             facts: the most similar first; its text comes last, next to the prompt.
+            room: tokens that there are for it, where they may be fewer than the budget.
         """
         kept: list[tuple[int, ...]] = []
-        room = self.budget
+        room = self.budget if room is None else min(room, self.budget)
         for piece in (piece for fact in facts for piece in reversed(self.pieces(fact))):
             room -= len(piece)
             if room < 0:
@@ -289,6 +298,10 @@ class Context:
         """The entry with another threshold of its question."""
         assert self.question is not None
         return self._with(question=self.question._replace(threshold=threshold))
+
+    def remade(self, making: Mapping[str, Any]) -> "Context":
+        """The entry with another record of how it came about."""
+        return self._with(making=dict(making))
 
     def retold(self, pieces: Sequence[Sequence[Sequence[int]]]) -> "Context":
         """The entry with other texts for its facts."""

@@ -32,6 +32,7 @@ from retcon.patch.forward_record import (
     attended_columns,
     cache_length,
     last_columns,
+    positions,
     widened,
 )
 from retcon.patch.placement import Placement
@@ -49,6 +50,8 @@ class _Kept:
     """Columns of prefill as the caller counts them."""
     shift: Int[Tensor, " rows"]
     """Tokens that stand before each row's own."""
+    contexts: tuple[Context, ...]
+    """Those that decided."""
     told: bool = False
     """Whether a scorer has said that what follows goes on from the prompt, so that several tokens may come at once."""
 
@@ -121,7 +124,9 @@ class Prefixer:
             for mine, other in zip(here.layers, after.layers, strict=True):
                 which = rows.to(mine.keys.device)
                 other.keys, other.values = mine.keys[which, :, :total], mine.values[which, :, :total]
-        self._caches[after] = _Kept(kept.mask[where, :total], total - added, kept.shift[where], told=True)
+        self._caches[after] = _Kept(
+            kept.mask[where, :total], total - added, kept.shift[where], kept.contexts, told=True
+        )
 
     def decide(
         self, model: nn.Module, rows: Sequence[Sequence[int]], device: torch.device
@@ -153,7 +158,10 @@ class Prefixer:
             asked = [row for _, row in missing]
             with torch.no_grad():
                 found = context.choose(asked, embed, partial(answers, model, context))
-            new = [(context.head(row), context.text(choice.facts)) for row, choice in zip(asked, found, strict=True)]
+            new = [
+                (context.head(row), context.text(choice.facts, _room(model, row)))
+                for row, choice in zip(asked, found, strict=True)
+            ]
             known |= zip(missing, new, strict=True)
             if self._steady:
                 self._decided |= zip(missing, new, strict=True)
@@ -199,11 +207,12 @@ class Prefixer:
         asked = [ids[row][attended[row] & (columns <= last[row])].tolist() for row in range(rows)]
         heads, texts = self.decide(model, asked, ids.device)
         shift = torch.tensor([len(text) for text in texts], device=ids.device)
+        here = tuple(self._contexts)
         if not any(texts):
-            self._now = _Now(rows, width, 0, _Kept(attended, width, shift))
+            self._now = _Now(rows, width, 0, _Kept(attended, width, shift, here))
             return None
         wide = Placement.of(ids, attended, _positions(given, attended), heads, texts)
-        self._now = _Now(rows, width, wide.added, _Kept(wide.mask, width, shift))
+        self._now = _Now(rows, width, wide.added, _Kept(wide.mask, width, shift, here))
         widened(model, Widened(wide.added, wide.own))
         changed = {"input_ids": wide.ids, "attention_mask": wide.mask.long()}
         return (), given | changed | _rest(model, given, wide.positions, width, wide.added)
@@ -215,6 +224,10 @@ class Prefixer:
         kept = self._caches.get(given["past_key_values"])
         if kept is None:
             raise PatchError(UNSEEN)
+        if len(kept.contexts) != len(self._contexts) or any(
+            mine is not other for mine, other in zip(kept.contexts, self._contexts, strict=True)
+        ):
+            raise PatchError(f"other contexts are on the model than when the cache began; {ANEW}")
         if len(kept.mask) != rows:
             raise PatchError(f"the cache began with {len(kept.mask)} rows and goes on with {rows}; {ANEW}")
         if width > 1 and not kept.told:
@@ -310,6 +323,12 @@ def standing(model: nn.Module, contexts: Sequence[Context]) -> Standing:
         _prefixers[model] = Prefixer(model)
     _prefixers[model].add(contexts)
     return Standing(model, contexts)
+
+
+def _room(model: nn.Module, row: Sequence[int]) -> int | None:
+    """Tokens that may stand before a prompt, so that a quarter of the model's positions is left to go on from it."""
+    limit = positions(model)
+    return None if limit is None else max(0, limit - limit // 4 - len(row))
 
 
 def _positions(given: Mapping[str, Any], attended: Bool[Tensor, "rows width"]) -> Int[Tensor, "rows width"]:

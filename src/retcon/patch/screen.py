@@ -42,5 +42,11 @@ class Screen:
         halves = chosen.square().sum(1, keepdim=True) / 2
         apart = torch.addmm(self.halves, chosen, self.keys.T, alpha=-1) + halves  # half of the squared distance
         # |rounding of k.q| <= m eps |k| |q| <= m eps (|k|^2 + |q|^2) / 2; as much again for the sums of squares
-        rounding = 2 * (len(self.where) + 8) * torch.finfo(queries.dtype).eps * (halves + self.halves.max())
+        rounding = 2 * (len(self.where) + 8) * _eps(queries) * (halves + self.halves.max())
         return 2 * (apart - rounding)
+
+
+def _eps(values: Tensor) -> float:
+    """The relative rounding error of a factor in a product; with TF32 on, its ten bits are all that is read."""
+    rough = values.is_cuda and values.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    return 2.0**-10 if rough else torch.finfo(values.dtype).eps

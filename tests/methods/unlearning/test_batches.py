@@ -67,7 +67,7 @@ def test_of_a_text_all_tokens_count_and_of_a_pair_the_answers(tiny_lm: TinyLM) -
     text, pair = "Boats left the harbour.", ("Who left the harbour?", "The boats")
     found = Material.of(lm, tiny_edits(1), [text, pair], OPTIONS, BOTH).kept
     ids = tokens.encode(lm, text)
-    assert found[0] == Row(ids[:-1], list(range(len(ids) - 1)), ids[1:])
+    assert found[0] == Row(ids[:-1], list(range(len(ids) - 1)), ids[1:], len(ids) - 2)
     prompt, end = tokens.encode(lm, pair[0]), lm.tokenizer.eos_token_id
     answer = [*tokens.target_ids(lm, pair[0], pair[1]), end]
     assert found[1].target == answer
@@ -75,6 +75,7 @@ def test_of_a_text_all_tokens_count_and_of_a_pair_the_answers(tiny_lm: TinyLM) -
     whole = Material.of(lm, tiny_edits(1), [pair], replace(OPTIONS, retain_prompts=True), BOTH).kept[0]
     assert whole.ids == found[1].ids
     assert whole.target == [*prompt[1:], *answer]
+    assert whole.end == found[1].end == len(prompt) - 1
 
 
 def test_what_is_to_stay_may_be_what_the_model_says_by_itself(tiny_lm: TinyLM) -> None:

@@ -66,8 +66,8 @@ class WISE(MemoryMethod):
             stores: not used: there are no targets to keep.
 
         Raises:
-            RequestError: a target or a text to keep has no token; an edit has no subject, where the margins are those of
-                its tokens.
+            RequestError: a target or a text to keep has no token; an edit has no subject, where the margins are those
+                of its tokens.
             RetconError: there is no edit, the layer is not there, an option makes no sense, or the state's memories
                 score otherwise or were scaled.
         """
