@@ -3,6 +3,7 @@
 import math
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,16 @@ def test_patches_that_are_on_already_belong_to_the_unedited_model(lm: LM, cases:
     assert change == pytest.approx(now - then, abs=1e-9)
     low, high = after.intervals["log_perplexity_change"]
     assert low <= change <= high
+
+
+def test_a_patch_that_was_made_through_the_chat_template_is_not_asked_without_it_unsaid(
+    lm: LM, cases: list[Case], patch: Patch
+) -> None:
+    asked: dict[str, Any] = {"metrics": ["efficacy"], "compare": False}
+    assert not evaluate(lm, cases[:1], patch=patch, **asked).warnings
+    history = tuple(replace(step, chat=True) for step in patch.history)
+    (said,) = evaluate(lm, cases[:1], patch=replace(patch, history=history), **asked).warnings
+    assert said.startswith("the patch was made with the chat template and is asked without it here; give --chat")
 
 
 def test_no_case_and_an_empty_sample_are_refused(lm: LM, cases: list[Case]) -> None:

@@ -12,7 +12,7 @@ from retcon import __version__, tokens
 from retcon.lm import LM
 from retcon.patch import Patch, active
 
-__all__ = ["hardware", "model", "of_patch", "text_sha256", "versions"]
+__all__ = ["asked_otherwise", "hardware", "model", "of_patch", "text_sha256", "versions"]
 
 
 def model(lm: LM) -> dict[str, Any]:
@@ -66,3 +66,19 @@ def _cpu() -> str:
         lines = []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, "") or platform.processor() or platform.machine()
+
+
+def asked_otherwise(lm: LM, patch: Patch, with_it: str, without_it: str) -> str | None:
+    """A sentence where a patch was made through the chat template and is asked without it, or the other way round.
+
+    Args:
+        lm: the model as it is asked.
+        patch: the patch.
+        with_it: what makes the caller ask through the template.
+        without_it: what makes it ask plainly.
+    """
+    chats = {step.chat for step in patch.history if step.edits}
+    if not chats or lm.chat in chats:
+        return None
+    (made, asked), cure = (("with", "without"), with_it) if True in chats else (("without", "with"), without_it)
+    return f"the patch was made {made} the chat template and is asked {asked} it here; {cure} to ask alike"

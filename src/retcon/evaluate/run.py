@@ -132,6 +132,7 @@ def evaluate(
         intervals=after_intervals | ability.intervals(able_after, seed),
         before_intervals=intervals_before | ability.intervals(able_before, seed),
         warnings=[
+            *_otherwise(lm, patch),
             *_warnings(after_figures, after_intervals, values),
             *(_warnings(figures_before, intervals_before, before, "before the edit, ") if before is not None else ()),
         ],
@@ -162,6 +163,14 @@ def evaluate(
         },
         cases=_records(chosen, plan, values, before, shown, shown_before),
     )
+
+
+def _otherwise(lm: LM, patch: Patch | None) -> list[str]:
+    """A warning where the patch was made for prompts that reach the model in another form."""
+    if patch is None:
+        return []
+    told = origins.asked_otherwise(lm, patch, "give --chat (chat=True)", "leave --chat (chat=True) out")
+    return [told] if told else []
 
 
 def _sampled(cases: Sequence[Case], size: int | None, seed: int) -> list[Case]:

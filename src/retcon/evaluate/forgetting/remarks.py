@@ -7,6 +7,7 @@ from retcon.evaluate.forgetting.heard import Heard
 from retcon.evaluate.forgetting.measure import Values
 from retcon.evaluate.forgetting.plan import KEPT, MEMBERSHIP, NEAR, TWIN, UTILITY, Plan
 from retcon.evaluate.forgetting.reference import Reference
+from retcon.evaluate.provenance import asked_otherwise
 from retcon.forget import paraphrases
 from retcon.forget.plan import ACCESS_CONTROL
 from retcon.forget.privacy import id_of
@@ -106,11 +107,8 @@ def doubts(lm: LM, plan: Plan, heard: Heard, first: Heard, patch: Patch | None) 
         found.append(
             f"the patch changes the answer to none of the {len(items)} questions; check that it is the one for them"
         )
-    chats = {step.chat for step in patch.history if step.edits}
-    if chats and lm.chat not in chats:
-        made, asked = ("with", "without") if True in chats else ("without", "with")
-        cure = "leave --plain (chat=False) out" if True in chats else "give --plain (chat=False)"
-        found.append(f"the patch was made {made} the chat template and is asked {asked} it here; {cure} to ask alike")
+    otherwise = asked_otherwise(lm, patch, "leave --plain (chat=False) out", "give --plain (chat=False)")
+    found += [otherwise] if otherwise else []
     return found
 
 
