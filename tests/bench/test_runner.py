@@ -12,7 +12,7 @@ from retcon import bench as benches
 from retcon.bench import records
 from retcon.bench.rows import Rows
 from retcon.errors import RetconError, RetconWarning
-from retcon.evaluate import evaluate
+from retcon.evaluate import evaluate, provenance
 from retcon.lm import LM
 from retcon.methods import MEMIT, ROME
 from retcon.patch import Patch
@@ -190,6 +190,16 @@ def test_a_fold_with_the_usual_figures_has_its_retention_drawn(bench: Make) -> N
     (board,) = boards([row])
     caption, _ = pictures(board)["retention"]
     assert caption == "Retention: efficacy_gen over all edits so far"
+
+
+def test_rows_of_other_code_are_taken_and_told_of(bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = bench().run()
+    assert {row["provenance"]["code"] for row in rows} == {provenance.code()}
+    assert not any("other code" in note for note in bench().plan().notes)
+    monkeypatch.setattr(provenance, "code", lambda: "other")
+    plan = bench().plan()
+    assert all(item.done for item in plan.cells)
+    assert f"{len(rows)} of {len(rows)} rows were measured by other code of this version" in plan.notes[-1]
 
 
 def test_a_fold_that_an_older_version_began_lacks_its_first_free_running_scores(

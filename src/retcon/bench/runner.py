@@ -105,7 +105,8 @@ class Bench:
         wanted = cells(self.config, self.only)
         data = [self._data(cell) for cell in wanted]  # a set that is missing is told before a model is loaded
         planned = [self._planned(cell, rows, timings) for cell in wanted]
-        return Plan(planned, tuple(dict.fromkeys(note for found in data for note in found.notes)))
+        notes = [*(note for found in data for note in found.notes), *_older(rows, planned)]
+        return Plan(planned, tuple(dict.fromkeys(notes)))
 
     def run(self, plan: Plan | None = None) -> list[Row]:
         """All rows, in order: those that are there already are taken, those that failed are tried again.
@@ -287,6 +288,18 @@ def _earlier() -> Rows:
     except RetconError:  # it only saves guessing
         (folder / "rows.jsonl").unlink(missing_ok=True)
         return Rows(folder)
+
+
+def _older(rows: Rows, planned: Sequence[Planned]) -> list[str]:
+    """A note where rows that are there were measured by other code of the same version."""
+    there = [rows.done(item.key) or {} for item in planned if item.done]
+    known = [found for row in there if (found := row.get("provenance", {}).get("code")) is not None]
+    other = sum(found != provenance.code() for found in known)
+    if not other:
+        return []
+    return [
+        f"{other} of {len(there)} rows were measured by other code of this version; another --out measures all anew"
+    ]
 
 
 def _is_file(value: object) -> bool:

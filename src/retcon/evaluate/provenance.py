@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,17 @@ import transformers
 from retcon import __version__, tokens
 from retcon.lm import LM
 from retcon.patch import Patch, active
+from retcon.storage import digest, file_sha256
 
-__all__ = ["asked_otherwise", "hardware", "model", "of_patch", "text_sha256", "versions"]
+__all__ = ["asked_otherwise", "code", "hardware", "model", "of_patch", "text_sha256", "versions"]
+
+
+@cache
+def code() -> str:
+    """A hash of this package's sources: it tells two states of one version apart."""
+    root = Path(__file__).parents[1]
+    files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
+    return digest([(name, file_sha256(root / name)) for name in files])[:16]
 
 
 def model(lm: LM) -> dict[str, Any]:

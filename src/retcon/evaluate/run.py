@@ -158,6 +158,7 @@ def evaluate(
                 "answers_from_cache": unedited.cached,
             },
             "versions": origins.versions(),
+            "code": origins.code(),
             "hardware": origins.hardware(),
             **(provenance or {}),
         },
