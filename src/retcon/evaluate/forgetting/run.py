@@ -149,6 +149,7 @@ def evaluate_forgetting(
                 "answers_from_cache": unedited.cached,
             },
             "versions": origins.versions(),
+            "code": origins.code(),
             "hardware": origins.hardware(),
             **(provenance or {}),
         },
