@@ -27,7 +27,7 @@ def threshold(patch: Patch) -> float:
 def test_a_threshold_is_not_lowered_by_a_call_that_does_not_know_the_texts_to_keep(tiny_lm: TinyLM, kind: type) -> None:
     lm, (one, other) = tiny_lm("llama"), tiny_edits(2)
     method: Any = kind()
-    first = method.edit(lm, [one])
+    first = method.edit(lm, [one], retain=["The city is large."])
     own = threshold(first)
     raised = replace(first, entries={path: lifted(entry) for path, entry in first.entries.items()})
     assert threshold(raised) > own
@@ -35,8 +35,11 @@ def test_a_threshold_is_not_lowered_by_a_call_that_does_not_know_the_texts_to_ke
 
 
 def lifted(entry: Any) -> Any:
-    """The memory with a threshold that no cosine or answer of a tiny model gives."""
-    return entry.gated(0.99) if entry.question is None else entry.confirmed_above(50.0)
+    """The memory with a threshold that no cosine or answer of a tiny model gives, as if texts to keep had asked for it."""
+    if entry.question is None:
+        return entry.gated(0.99)
+    assert "floor" in entry.making
+    return entry.confirmed_above(50.0).remade({**entry.making, "floor": 50.0})
 
 
 @pytest.mark.parametrize(("name", "without"), [("ike", ike.without), ("grace", grace.without)])
