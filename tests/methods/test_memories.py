@@ -35,7 +35,7 @@ def test_a_threshold_is_not_lowered_by_a_call_that_does_not_know_the_texts_to_ke
 
 
 def lifted(entry: Any) -> Any:
-    """The memory with a threshold that no cosine or answer of a tiny model gives, as if texts to keep had asked for it."""
+    """The memory with a threshold that nothing a tiny model says exceeds, as if texts to keep had asked for it."""
     if entry.question is None:
         return entry.gated(0.99)
     assert "floor" in entry.making
