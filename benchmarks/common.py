@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from retcon.requests import Case, Edit, load_cases
 from retcon.targets import Store
 
 __all__ = [
+    "CHANGE",
     "DATA",
     "MODEL",
     "RESULTS",
@@ -36,6 +37,7 @@ __all__ = [
     "reached",
     "say",
     "store",
+    "surprise",
     "timed",
     "work",
 ]
@@ -46,6 +48,8 @@ COUNTERFACT = DATA / "editing" / "counterfact_full.jsonl.gz"
 STATISTICS = DATA / "text" / "wikitext2_valid.txt"
 TEXT = DATA / "text" / "wikitext103_test.txt"
 MODEL = "smollm2-135m"
+CHANGE = "log-perplexity change"
+"""The head of that column in all tables."""
 
 
 def cases(n: int, start: int = 0) -> list[Case]:
@@ -73,6 +77,12 @@ def reached(report: Report) -> dict[str, Any]:
         "intervals": report.intervals,
         "before": report.before,
     }
+
+
+def surprise(before: Mapping[str, Any], after: Mapping[str, Any]) -> float | None:
+    """By how much the log perplexity of ordinary text rose, in nats; rows of long ago have it as two figures."""
+    then, now = before.get("log_perplexity"), after.get("log_perplexity")
+    return None if then is None or now is None else now - then
 
 
 def notes(patch: Patch) -> dict[str, Any]:

@@ -105,12 +105,16 @@ def ordinary(dataset: str, slug: str) -> None:
     with merged(made.lm, taught) if taught else nullcontext(made.lm) as lm:
         plain = replace(lm, chat=False)
         report = evaluate(
-            plain, common.cases(1), patch=Patch.load(folder), metrics=["log_perplexity"], text=common.TEXT
+            plain,
+            common.cases(1),
+            patch=Patch.load(folder),
+            metrics=["log_perplexity", "log_perplexity_change"],
+            text=common.TEXT,
         )
     then, now = report.before["log_perplexity"], report.metrics["log_perplexity"]
-    assert then is not None
-    assert now is not None
-    figures = {"set": dataset, "way": slug, "before": then, "after": now, "change": round(now - then, 4)}
+    change = report.metrics["log_perplexity_change"]
+    assert change is not None
+    figures = {"set": dataset, "way": slug, "before": then, "after": now, "change": round(change, 4)}
     common.keep(f"forgetting/text_{dataset}_{slug}", figures, made.lm)
 
 

@@ -27,10 +27,9 @@ REMARKS = {
 """What must be known of a set to read its figures."""
 SCORE = "score_gen"
 SCORED = ("efficacy_gen", "generalization_gen", "specificity_gen")
-CHANGE = "log-perplexity change"
 SHOWN = (
     *("efficacy_gen", "generalization_gen", "portability_gen", "two_hop_gen", "specificity_gen", "specificity"),
-    *(CHANGE, SCORE, "efficacy", "efficacy_prefixed", "generalization"),
+    *(common.CHANGE, SCORE, "efficacy", "efficacy_prefixed", "generalization"),
 )
 """Free-running gains, harms, what they come to, and the strict gains."""
 
@@ -40,7 +39,7 @@ figure is typed. Every method edits the same facts in one batch, with its defaul
 judged on the final model, all edits in force. [What each figure means](evaluate.md).
 
 - Free-running gains stand first: what the model writes by itself. Beside them stand the harms: `specificity_gen`,
-  `specificity` and the *{CHANGE}*, of ordinary text against the unedited model. `efficacy` and
+  `specificity` and the *{common.CHANGE}*, of ordinary text against the unedited model. `efficacy` and
   `generalization` are strict and teacher-forced.
 - `{SCORE}` is the harmonic mean of `{SCORED[0]}`, `{SCORED[1]}` and `{SCORED[2]}`, of those that the
   set has. It orders the methods: neither one that changes everything nor one that changes nothing comes first.
@@ -118,11 +117,8 @@ def _table(rows: Sequence[Row]) -> list[str]:
 
 def _value(row: Row, name: str) -> float | None:
     figures, before = row.get("metrics") or {}, row.get("before") or {}
-    if name != CHANGE:
-        found: float | None = figures.get(name)
-        return found
-    then, now = before.get("log_perplexity"), figures.get("log_perplexity")
-    return None if then is None or now is None else now - then
+    found: float | None = common.surprise(before, figures) if name == common.CHANGE else figures.get(name)
+    return found
 
 
 def _remark(row: Row) -> str:

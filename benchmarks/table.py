@@ -42,7 +42,6 @@ def _number(value: Any) -> str:
 
 
 QUALITY = ("efficacy_gen", "efficacy", "efficacy_prefixed", "generalization", "specificity", "score")
-CHANGE = "log-perplexity change"
 
 
 def _quality() -> list[str]:
@@ -52,7 +51,7 @@ def _quality() -> list[str]:
         if found:
             cells = [found["method"], str(found["n"]), _number(found.get("efficacy_of_all")), *_reached(found)]
             rows.append([*cells, f"`{name}.json`"])
-    heads = ["method", "N", "efficacy of all", *QUALITY, CHANGE, "file"]
+    heads = ["method", "N", "efficacy of all", *QUALITY, common.CHANGE, "file"]
     return _table(
         "Quality, CounterFact, first N; a thousand are judged on a sample of 200, but for their efficacy", heads, rows
     )
@@ -67,15 +66,12 @@ def _methods() -> list[str]:
             seconds = _number(timing.get("seconds_per_edit"))
             rows.append([found["method"], *_reached(found), seconds, f"`methods/{name}.json`"])
     title = f"All methods, single edits, mean of {quality.SINGLES} facts of CounterFact"
-    return _table(title, ["method", *QUALITY, CHANGE, "s an edit", "file"], rows)
+    return _table(title, ["method", *QUALITY, common.CHANGE, "s an edit", "file"], rows)
 
 
 def _reached(found: dict[str, Any]) -> list[str]:
     after, before = found["after"], found.get("before") or {}
-    change = None
-    if after.get("log_perplexity") is not None and before.get("log_perplexity") is not None:
-        change = after["log_perplexity"] - before["log_perplexity"]
-    return [*(_number(after.get(name)) for name in QUALITY), _number(change)]
+    return [*(_number(after.get(name)) for name in QUALITY), _number(common.surprise(before, after))]
 
 
 def _many() -> list[str]:
@@ -88,7 +84,7 @@ def _many() -> list[str]:
         "sequential", "A thousand facts (WISE: 300) in batches of a hundred, judged at the end on a sample"
     )
     lines += _sequence("sequential_100", "Facts in batches of ten, judged at the end on all")
-    heads = ["method", "N", "efficacy of all", *QUALITY, CHANGE, "peak MB", "file"]
+    heads = ["method", "N", "efficacy of all", *QUALITY, common.CHANGE, "peak MB", "file"]
     return lines + _table("Thousands of facts in one batch, judged on a sample of 500", heads, large)
 
 
@@ -101,7 +97,7 @@ def _sequence(folder: str, title: str) -> list[str]:
         kept.append([name, *(_number(step["efficacy"]) for step in found["retention"])])
         steps = max(steps, [str(step["facts"]) for step in found["retention"]], key=len)
     kept = [row + ["–"] * (len(steps) + 1 - len(row)) for row in kept]
-    heads = ["method", "N", "efficacy of all", *QUALITY, CHANGE, "s an edit", "file"]
+    heads = ["method", "N", "efficacy of all", *QUALITY, common.CHANGE, "s an edit", "file"]
     lines = _table(title, heads, rows)
     return lines + _table("The same: efficacy on all facts so far, after so many", ["method", *steps], kept)
 
@@ -192,13 +188,13 @@ def _eamet() -> list[str]:
             several.append([found["method"], *_reached(found), *cells, f"`eamet/{name}.json`"])
     heads = ["method", "N", *(f"{length} tokens" for length in (0, 5, 50, 100, 200)), "file"]
     lines += _table("Strict efficacy after so many tokens of running text", heads, rows)
-    heads = ["method", *QUALITY, CHANGE, *(f"efficacy, {k} facts" for k in range(2, 8)), "file"]
+    heads = ["method", *QUALITY, common.CHANGE, *(f"efficacy, {k} facts" for k in range(2, 8)), "file"]
     return lines + _table("Several facts of a subject, all in one batch", heads, several)
 
 
 def _tuning() -> list[str]:
     """What the options of memories and baselines do."""
-    lines, heads = [], ["options", "efficacy of all", *QUALITY, CHANGE, "s an edit"]
+    lines, heads = [], ["options", "efficacy of all", *QUALITY, common.CHANGE, "s an edit"]
     for name, found in _folder("tuning"):
         rows = [
             [_options(row), _number(row["efficacy_of_all"]), *_reached(row), _number(row["seconds_per_edit"])]
@@ -218,7 +214,7 @@ def _variants(title: str, folder: str, prefix: str) -> list[str]:
     for name, found in _folder(folder):
         if name.startswith(prefix):
             rows.append([found["method"], _options(found), *_reached(found), f"`{folder}/{name}.json`"])
-    return _table(title, ["method", "options", *QUALITY, CHANGE, "file"], rows)
+    return _table(title, ["method", "options", *QUALITY, common.CHANGE, "file"], rows)
 
 
 def _sizes() -> list[str]:

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from retcon import hooks
 from retcon.errors import UnsupportedModel
 
-__all__ = ["Architecture", "find", "frozen", "module_at"]
+__all__ = ["Architecture", "find", "frozen", "max_positions", "module_at"]
 
 _PROBE_IDS = (5, 7, 11, 6, 9)  # any ids will do: the probes look at structure
 _LINEAR_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
@@ -61,6 +61,15 @@ def module_at(model: nn.Module, path: str) -> nn.Module:
         return model.get_submodule(path)
     except AttributeError as error:
         raise UnsupportedModel(f"the model has no module {path!r}; it is not the one this path was made for") from error
+
+
+def max_positions(model: nn.Module) -> int | None:
+    """The number of positions a model knows by its configuration; None where it sets no limit."""
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    known = [value for name in names if isinstance(value := getattr(config, name, None), int) and value > 0]
+    return min(known, default=None)
 
 
 @contextmanager

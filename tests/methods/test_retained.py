@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from retcon import forward, solve, stats, tokens
-from retcon.errors import RetconError
+from retcon.errors import RequestError, RetconError
 from retcon.lm import LM
-from retcon.methods import MEMIT, MEMITConfig, method
+from retcon.methods import MEMIT, METHODS, MEMITConfig, method
 from retcon.methods.family import Problem
 from retcon.methods.retained import answered, retained_keys
 from retcon.testing import tiny_edits, tiny_model, tiny_tokenizer
+from retcon.testing.contract import quick
 
 QUICK: dict[str, Any] = {"templates": 0, "steps": 5, "rounds": 1, "precision": "float32", "statistics": "none"}
 RULES: dict[str, dict[str, Any]] = {
@@ -46,6 +47,12 @@ def test_no_answer_and_no_text(lm: LM) -> None:
     assert answered(lm, (), 6) == []
     with pytest.raises(RetconError, match=r"-1 tokens .* give 0 or more"):
         answered(lm, KEPT, -1)
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"rome", "ultraedit"}))  # those two read no such texts
+def test_a_text_without_a_token_is_refused_by_every_method(lm: LM, name: str) -> None:
+    with pytest.raises(RequestError, match="the text to keep '' has (no token|fewer than two tokens)"):
+        quick(name).edit(lm, tiny_edits(1), retain=[KEPT[0], ""])
 
 
 def test_keys_of_both_at_all_their_tokens(lm: LM) -> None:

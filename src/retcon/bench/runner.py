@@ -37,6 +37,8 @@ _TOTAL = ("edit", "retention", "judge")
 
 _FOLLOWED = {"efficacy": "retention", "efficacy_gen": "retention_gen"}
 """Figures that are taken after each chunk, and the keys of a patch's info that keep them."""
+_BOUNDS = "retention_intervals"
+"""The key that keeps their intervals: by figure, for each step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,10 +214,9 @@ class Bench:
             chunks = [done[start : start + size] for start in range(0, len(done), size)]
             held = retention_step(lm, chunks, made, metrics=list(_FOLLOWED))
             scores = {key: [*_so_far(before, key), list(held[name].by_batch)] for name, key in _FOLLOWED.items()}
-            earlier = before.get("retention_intervals", [{}] * len(before.get("retention", ())))
             bounds = {name: list(step.interval) for name, step in held.items() if step.interval is not None}
             spent = before.get("retention_seconds", 0.0) + time.perf_counter() - started
-            return {**scores, "retention_intervals": [*earlier, bounds], "retention_seconds": round(spent, 3)}
+            return {**scores, _BOUNDS: [*_bounds_so_far(before), bounds], "retention_seconds": round(spent, 3)}
 
         return folded(
             lm,
@@ -313,6 +314,12 @@ def _so_far(info: Mapping[str, Any], key: str) -> list[list[float | None]]:
     return found
 
 
+def _bounds_so_far(info: Mapping[str, Any]) -> list[dict[str, list[float]]]:
+    """The intervals of those steps, with the same exception."""
+    found: list[dict[str, list[float]]] = info.get(_BOUNDS, [{} for _ in info.get("retention", [])])
+    return found
+
+
 def _kept(info: Mapping[str, Any]) -> dict[str, Any]:
     """The efficacy of each chunk after each step, and what it comes to; under its name the same of the free-running
     one."""
@@ -321,7 +328,7 @@ def _kept(info: Mapping[str, Any]) -> dict[str, Any]:
             name,
             {
                 "scores": [list(row) for row in info[key]],
-                "intervals": [step.get(name) for step in info.get("retention_intervals", [{}] * len(info[key]))],
+                "intervals": [bounds.get(name) for bounds in _bounds_so_far(info)],
                 **asdict(retention(info[key])),
             },
         )

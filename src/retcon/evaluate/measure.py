@@ -24,7 +24,7 @@ from retcon.forward import Scored
 from retcon.lm import LM
 from retcon.metrics import METRICS
 from retcon.metrics.fluency import fluency
-from retcon.metrics.intervals import interval, resample_means
+from retcon.metrics.intervals import bounds, resample_means
 from retcon.metrics.match import gen_start
 from retcon.metrics.perplexity import log_perplexity, perplexity
 from retcon.metrics.success import mean_logprob, prefers, strict
@@ -250,8 +250,7 @@ def intervals(
                 samples[score] = len(names) / (1 / np.stack([samples[name] for name in names])).sum(0)
     if wanted & OF_TEXT and values.windows:
         samples |= {name: found for name, found in _of_text(values, seed).items() if name in wanted}
-    found = {name: interval(samples[name]) for name in METRICS if name in samples}
-    return {name: bounds for name, bounds in found.items() if bounds is not None}
+    return bounds({name: samples[name] for name in METRICS if name in samples})
 
 
 def _of_text(values: Values, seed: int) -> dict[str, NDArray[np.float64]]:

@@ -6,6 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 from retcon import tokens
+from retcon.arch import max_positions
 from retcon.errors import RetconError
 from retcon.evaluate.answers import Ids, Pair
 from retcon.evaluate.generating import budget
@@ -14,7 +15,6 @@ from retcon.lm import LM
 from retcon.metrics import METRICS
 from retcon.metrics.match import gen_start
 from retcon.metrics.perplexity import windows
-from retcon.patch import forward_record
 from retcon.requests import Case
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
     "make",
     "neighbour_openings",
     "pairs",
-    "positions",
     "read",
     "resolve",
     "text_pairs",
@@ -135,7 +134,7 @@ def make(
     Raises:
         RetconError: a prompt behind a passage is longer than the model can read.
     """
-    encoder, limit = Encoder(lm), positions(lm)
+    encoder, limit = Encoder(lm), max_positions(lm.model)
     questions = []
     for n, case in enumerate(cases):
         opening = encoder.ids((*case.generation_prompts, case.edit.text)[0]) if "fluency" in wanted else None
@@ -243,7 +242,7 @@ def text_pairs(lm: LM, text: str | Path | None) -> list[Pair]:
     start, _ = tokens.special_ids(lm)
     ids = tokens.encode(lm, read(text)[:TEXT_LETTERS])
     body = ids[len(start) :] if ids[: len(start)] == start else ids
-    limit = positions(lm)
+    limit = max_positions(lm.model)
     size = WINDOW if limit is None else min(WINDOW, limit - len(start))
     found = []
     for window in windows(body, size, TEXT_TOKENS):
@@ -277,7 +276,7 @@ class Encoder:
 
     def __init__(self, lm: LM) -> None:
         self._lm = lm
-        self._limit, self._end = positions(lm), str(lm.tokenizer.eos_token or "")
+        self._limit, self._end = max_positions(lm.model), str(lm.tokenizer.eos_token or "")
         self._prompts: dict[str, tuple[str, Ids]] = {}
         self._targets: dict[tuple[str, str], Ids] = {}
 
@@ -332,8 +331,3 @@ class Encoder:
         if key not in self._targets:
             self._targets[key] = tuple(tokens.target_ids(self._lm, text, target))
         return self._targets[key]
-
-
-def positions(lm: LM) -> int | None:
-    """The number of positions the model knows, None where it sets no limit."""
-    return forward_record.positions(lm.model)

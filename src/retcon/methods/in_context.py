@@ -9,14 +9,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retcon import tokens
+from retcon.arch import max_positions
 from retcon.errors import RequestError, RetconError
 from retcon.lm import LM
 from retcon.methods.memories import last_part, name_of, without_edits
+from retcon.methods.retained import retained_ids
 from retcon.patch import Context, Entry, Patch
 from retcon.patch.asking import Embedder
 from retcon.patch.chain import chained, parts_of
 from retcon.patch.context import ROOT, Embed
-from retcon.patch.forward_record import positions
 from retcon.requests import Edit, to_dict
 
 __all__ = [
@@ -98,7 +99,7 @@ def budget_of(lm: LM, asked: int) -> int:
     """
     if asked < 1:
         raise RetconError(f"a budget of {asked} tokens leaves no room for a fact; give 1 or more")
-    limit = positions(lm.model)
+    limit = max_positions(lm.model)
     return asked if limit is None else min(asked, limit // 2)
 
 
@@ -139,8 +140,10 @@ def entered(
         settings: further arguments of the `Context`.
 
     Raises:
-        RequestError: a fact alone, a new one or one of the memory's, is longer than the budget.
+        RequestError: a fact alone, a new one or one of the memory's, is longer than the budget; a prompt to keep has no
+            token.
     """
+    retained_ids(lm, retain)  # for its errors
     embed = Embedder(lm.model, hooked=True)
     frame = _frame(lm)
     facts: dict[tuple[int, ...], tuple[list[tuple[int, ...]], str]] = {}  # prompt -> pieces and id

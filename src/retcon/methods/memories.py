@@ -4,14 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from retcon import tokens
-from retcon.errors import PatchError, RequestError, RetconError
+from retcon.errors import PatchError, RetconError
 from retcon.lm import LM
 from retcon.patch import Entry, Patch
 from retcon.patch.chain import chained, parts_of
 from retcon.storage import digest
 
-__all__ = ["MemoryMethod", "chosen_layer", "kept_prompts", "last_part", "name_of", "put_on", "without_edits"]
+__all__ = ["MemoryMethod", "chosen_layer", "last_part", "name_of", "put_on", "without_edits"]
 
 
 class MemoryMethod:
@@ -38,20 +37,6 @@ def chosen_layer(lm: LM, asked: int | None, usual: int) -> int:
     if asked is not None and not 0 <= asked < n:
         raise RetconError(f"layer {asked} does not fit; name one of 0 to {n - 1}")
     return usual if asked is None else asked
-
-
-def kept_prompts(lm: LM, retain: Sequence[str]) -> list[list[int]]:
-    """The ids of texts to keep, as they are asked.
-
-    Raises:
-        RequestError: one has no token.
-    """
-    found = [tokens.encode(lm, lm.render(text)) for text in retain]
-    if not all(found):
-        raise RequestError(
-            f"text {1 + found.index([])} to keep has no token; write at least one character, or leave it"
-        )
-    return found
 
 
 def name_of(record: Mapping[str, Any]) -> str:

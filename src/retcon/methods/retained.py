@@ -1,16 +1,16 @@
 """Texts to retain as a method reads them: together with what the model says after them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
 from retcon import forward, stats, tokens
-from retcon.errors import RetconError
+from retcon.errors import RequestError, RetconError
 from retcon.lm import LM
 
-__all__ = ["Answered", "answered", "retained_keys"]
+__all__ = ["Answered", "answered", "retained_ids", "retained_keys"]
 
 
 class Answered(NamedTuple):
@@ -27,6 +27,25 @@ class Answered(NamedTuple):
         return self.prompt + self.answer
 
 
+def retained_ids(lm: LM, retain: Sequence[str], least: Literal[1, 2] = 1) -> list[list[int]]:
+    """The ids of texts to retain, rendered as a prompt is.
+
+    Args:
+        lm: the model.
+        retain: the texts.
+        least: the fewest tokens that each is to have.
+
+    Raises:
+        RequestError: one has fewer.
+    """
+    found = [tokens.encode(lm, lm.render(text)) for text in retain]
+    for text, ids in zip(retain, found, strict=True):
+        if len(ids) < least:
+            lack = "no token" if least == 1 else "fewer than two tokens"
+            raise RequestError(f"the text to keep {text!r} has {lack}; write a longer one, or leave it")
+    return found
+
+
 def answered(lm: LM, retain: Sequence[str], answer_tokens: int) -> list[Answered]:
     """The ids of each text, rendered as a prompt is, and of the model's own greedy answer to it.
 
@@ -35,15 +54,16 @@ def answered(lm: LM, retain: Sequence[str], answer_tokens: int) -> list[Answered
 
     Args:
         lm: the model as it is before the edit.
-        retain: the texts; those without a token are left out.
+        retain: the texts.
         answer_tokens: the longest answer; 0 for the texts alone.
 
     Raises:
+        RequestError: a text has no token.
         RetconError: `answer_tokens` is negative.
     """
     if answer_tokens < 0:
         raise RetconError(f"answers of {answer_tokens} tokens cannot be retained; give 0 or more")
-    prompts = [ids for text in retain if (ids := tokens.encode(lm, lm.render(text)))]
+    prompts = retained_ids(lm, retain)
     if not answer_tokens or not prompts:
         return [Answered(prompt, [], ended=False) for prompt in prompts]
     said = forward.greedy(lm, prompts, max_new_tokens=answer_tokens, label="answers to retain")
@@ -67,6 +87,7 @@ def retained_keys(
         By path, fp64, on the CPU; nothing where there is no text, or the weight is 0.
 
     Raises:
+        RequestError: a text has no token.
         RetconError: a number is negative.
     """
     if weight < 0:

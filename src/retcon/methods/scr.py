@@ -123,8 +123,8 @@ class SCR(MemoryMethod):
                 threshold = config.confirm if config.confirm != "auto" else _threshold(lm, made, retain)
                 floor = -math.inf if old is None else old.making.get("floor", -math.inf)
                 threshold = max(float(threshold), floor)  # what was to be kept then stays kept
-                floors = {"floor": threshold} if retain else {} if floor == -math.inf else {"floor": floor}
-                context = made.context.confirmed_above(threshold).remade(making | floors)
+                floor = threshold if retain else floor
+                context = made.context.confirmed_above(threshold).remade(making | _floor(floor))
                 told = {}
                 if retain:
                     kept = held_out(lm, context, made.embed, retain)[: len(retain)]
@@ -145,6 +145,11 @@ def without(made: Patch, ids: Iterable[str]) -> Patch:
         PatchError: there is no such edit in it.
     """
     return in_context.without(made, SCR.name, ids)
+
+
+def _floor(value: float) -> dict[str, float]:
+    """How a context remembers the lowest threshold that texts to keep allow; JSON has no infinity."""
+    return {"floor": value} if math.isfinite(value) else {}
 
 
 def _line(edit: Edit) -> str:

@@ -17,9 +17,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from retcon import forward, hooks, memory, patch, tokens
-from retcon.errors import RequestError
 from retcon.lm import LM
-from retcon.methods.retained import answered
+from retcon.methods.retained import answered, retained_ids
 from retcon.patch import Entry
 from retcon.requests import Edit
 
@@ -142,9 +141,7 @@ def texts_of(lm: LM, retain: Sequence[str], answer_tokens: int = 0) -> list[Text
         RequestError: a text has no second token, so nothing in it is predicted.
         RetconError: `answer_tokens` is negative.
     """
-    for text in retain:
-        if len(tokens.encode(lm, lm.render(text))) < 2:
-            raise RequestError(f"the text to keep {text!r} has fewer than two tokens; write a longer one")
+    retained_ids(lm, retain, least=2)
     found = answered(lm, retain, answer_tokens)
     return [Text(one.ids[:_LONGEST], min(len(one.prompt), _LONGEST) - 1) for one in found]
 

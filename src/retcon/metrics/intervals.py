@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Paired", "interval", "intervals", "paired", "resample_means"]
+__all__ = ["Paired", "bounds", "interval", "intervals", "paired", "resample_means"]
 
 
 def resample_means(
@@ -72,6 +72,11 @@ def interval(samples: NDArray[np.float64], level: float = 0.95) -> tuple[float, 
     return float(low), float(high)
 
 
+def bounds(samples: Mapping[str, NDArray[np.float64]]) -> dict[str, tuple[float, float]]:
+    """The 95% interval of each figure's samples, where it has one."""
+    return {name: found for name, drawn in samples.items() if (found := interval(drawn)) is not None}
+
+
 def intervals(
     columns: Mapping[str, Sequence[float | None]], clusters: Sequence[Hashable], *, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
@@ -80,8 +85,7 @@ def intervals(
     >>> intervals({"same": [1.0, 1.0], "none": [None, None]}, range(2))
     {'same': (1.0, 1.0)}
     """
-    samples = resample_means(columns, clusters, seed=seed)
-    return {name: bounds for name, drawn in samples.items() if (bounds := interval(drawn)) is not None}
+    return bounds(resample_means(columns, clusters, seed=seed))
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,6 @@ __all__ = [
     "attended_columns",
     "cache_length",
     "last_columns",
-    "positions",
     "prompts",
     "widened",
 ]
@@ -195,15 +194,6 @@ class Recorder:
         cache = getattr(output, "past_key_values", None) if cache is None else cache
         if cache is not None:
             self._caches[cache] = _Kept(record.held, record.rows)
-
-
-def positions(model: nn.Module) -> int | None:
-    """The number of positions a model knows by its configuration; None where it sets no limit."""
-    config: Any = getattr(model, "config", None)
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    names = ("max_position_embeddings", "n_positions", "max_seq_len")
-    known = [value for name in names if isinstance(value := getattr(config, name, None), int) and value > 0]
-    return min(known, default=None)
 
 
 _told: WeakKeyDictionary[nn.Module, list[Columns]] = WeakKeyDictionary()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
+from retcon.arch import max_positions
 from retcon.errors import PatchError
 from retcon.patch.asking import Embedder, answers, head_of, is_asked
 from retcon.patch.context import Context
@@ -32,7 +33,6 @@ from retcon.patch.forward_record import (
     attended_columns,
     cache_length,
     last_columns,
-    positions,
     widened,
 )
 from retcon.patch.placement import Placement
@@ -327,7 +327,7 @@ def standing(model: nn.Module, contexts: Sequence[Context]) -> Standing:
 
 def _room(model: nn.Module, row: Sequence[int]) -> int | None:
     """Tokens that may stand before a prompt, so that a quarter of the model's positions is left to go on from it."""
-    limit = positions(model)
+    limit = max_positions(model)
     return None if limit is None else max(0, limit - limit // 4 - len(row))
 
 

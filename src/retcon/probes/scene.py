@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from retcon import forward, tokens
-from retcon.evaluate.plan import positions
+from retcon.arch import max_positions
 from retcon.lm import LM
 from retcon.metrics.forgotten import leaks
 from retcon.metrics.summary import mean
@@ -74,7 +74,7 @@ class Scene:
 
     def fits(self, ids: Sequence[int]) -> bool:
         """Whether the model has positions enough for a prompt and an answer."""
-        limit = positions(self.lm)
+        limit = max_positions(self.lm.model)
         return limit is None or len(ids) + self.max_new_tokens <= limit
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from retcon import forward, tokens
 from retcon import patch as patches
-from retcon.errors import PatchError, RequestError, RetconError, RetconWarning
+from retcon.errors import PatchError, RetconError, RetconWarning
 from retcon.lm import LM
 from retcon.methods import GRACE, GRACEConfig
 from retcon.methods.grace import without
@@ -376,13 +376,6 @@ def test_balls_shrink_to_what_a_forward_of_the_models_dtype_needs(
     monkeypatch.setattr(Memory, "of", noted)
     without(patch, ["tiny-1"])
     assert seen == [noise]
-
-
-def test_a_text_to_keep_without_a_token_is_refused(tiny_lm: TinyLM) -> None:
-    lm = tiny_lm("llama")
-    for method in (GRACE(FEW), WISE()):
-        with pytest.raises(RequestError, match="text 2 to keep has no token"):
-            method.edit(lm, tiny_edits(1), retain=["The city is large.", ""])
 
 
 def test_on_a_side_memory_at_the_same_layer_values_are_sought_on_whole_rows(tiny_lm: TinyLM) -> None:

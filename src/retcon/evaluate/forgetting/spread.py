@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from retcon.evaluate.forgetting.measure import Twin, Values, attacks
 from retcon.evaluate.forgetting.plan import KEPT, NEAR, UTILITY, Item
 from retcon.metrics import FORGET_METRICS
-from retcon.metrics.intervals import interval, resample_means
+from retcon.metrics.intervals import bounds, resample_means
 from retcon.metrics.membership import privleak, rel_diff
 
 __all__ = ["RESAMPLES", "clusters", "intervals"]
@@ -52,8 +52,7 @@ def intervals(
             samples[name] = np.array([np.nan if value is None else value for value in changed])
     if (useful := _utility(values, sets, seed)) is not None:
         samples["model_utility"] = useful
-    bounds = {name: interval(samples[name]) for name in FORGET_METRICS if name in samples and name in asked}
-    return {name: pair for name, pair in bounds.items() if pair is not None}
+    return bounds({name: samples[name] for name in FORGET_METRICS if name in samples and name in asked})
 
 
 def _means(

@@ -19,13 +19,13 @@ from retcon.methods.grace.state import Growth, Memory
 from retcon.methods.memories import (
     MemoryMethod,
     chosen_layer,
-    kept_prompts,
     last_part,
     name_of,
     put_on,
     without_edits,
 )
 from retcon.methods.record import as_patch, resumed, timed
+from retcon.methods.retained import retained_ids
 from retcon.patch import Codebook, Entry, Patch
 from retcon.patch.chain import chained, parts_of
 from retcon.precision import Precision
@@ -222,7 +222,7 @@ class GRACE(MemoryMethod):
             RetconError: they are needed and nothing tells where to take them from.
         """
         if retain:
-            return read_places(lm, path, kept_prompts(lm, retain)).queries
+            return read_places(lm, path, retained_ids(lm, retain)).queries
         if not sought:
             return None
         if self.config.statistics == "none":

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from retcon import forward, patch, progress, tokens
 from retcon.lm import LM
-from retcon.methods.memories import kept_prompts, name_of
+from retcon.methods.memories import name_of
 from retcon.methods.record import timed
+from retcon.methods.retained import retained_ids
 from retcon.methods.wise.config import WISEConfig
 from retcon.methods.wise.rows import Replay, Row, Site, clean_batches, edit_rows, prompts_of
 from retcon.methods.wise.shards import Margins, Shards, generator
@@ -56,7 +57,7 @@ class Run:
     ) -> None:
         self.config, self.lm, self.edits, self.seconds = config, lm, edits, seconds
         making = {} if old is None else dict(old.making)
-        kept_prompts(lm, retain)
+        retained_ids(lm, retain)  # for its errors
         self.site = Site(
             layer=lm.arch.mlp_out.index(path), path=path, skipped=old is not None, score=config.score,
             activation=activation, long_prompt=config.long_prompt,
