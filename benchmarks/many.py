@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,29 @@ def sequence(name: str, facts: int = FACTS, batch: int = BATCH, kind: str = "seq
     common.keep(f"{kind}/{name}", figures, lm)
 
 
+def start(name: str) -> None:
+    """What a line break before the prompt does to the facts of a sequence, by whether their subject begins it.
+
+    A model that attends to its first token for want of anything better has little room there for what that token says.
+    """
+    lm = LM.load(common.MODEL)
+    folder = common.work(f"sequence_{name}") / f"{FACTS // BATCH - 1}"
+    if not folder.exists():
+        raise SystemExit(f"there is no sequence yet; run sequential/{name} first")
+    patch, edits = Patch.load(folder), [case.edit for case in common.cases(FACTS)]
+    bare = common.held(lm, edits, patch)
+    after_break = common.held(lm, [replace(edit, prompt=f"\n{edit.prompt}") for edit in edits], patch)
+    figures: dict[str, Any] = {"method": name, "n": len(edits), "batch": BATCH}
+    for begins, place in ((True, "subject_first"), (False, "subject_later")):
+        mine = [number for number, edit in enumerate(edits) if edit.prompt.startswith("{}") == begins]
+        figures[place] = {
+            "facts": len(mine),
+            "efficacy": common.mean([bare[number] for number in mine]),
+            "efficacy_after_a_line_break": common.mean([after_break[number] for number in mine]),
+        }
+    common.keep(f"sequential_start/{name}", figures, lm)
+
+
 def scale(name: str, n: int) -> None:
     """Thousands of facts in one batch, judged on a seeded sample."""
     lm, method = LM.load(common.MODEL), common.configured(name)
@@ -112,4 +135,5 @@ def scale(name: str, n: int) -> None:
 def cells() -> dict[str, Callable[[], None]]:
     """All cells by the name of their result."""
     found: dict[str, Callable[[], None]] = {f"sequential/{name}": partial(sequence, name) for name in SEQUENTIAL}
+    found |= {f"sequential_start/{name}": partial(start, name) for name in SEQUENTIAL}
     return found | {f"scale/{name}_{n}": partial(scale, name, n) for name, n in SCALE.items()}

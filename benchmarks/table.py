@@ -83,9 +83,18 @@ def _many() -> list[str]:
     lines = _sequence(
         "sequential", "A thousand facts (WISE: 300) in batches of a hundred, judged at the end on a sample"
     )
+    begun = [
+        [name, *(_number(found[place][key]) for place in ("subject_first", "subject_later") for key in _STARTS)]
+        for name, found in _folder("sequential_start")
+    ]
+    title = "The same: facts whose subject begins the prompt, and others; bare, and after a line break"
+    lines += _table(title, ["method", "first, bare", "after a break", "later, bare", "after a break"], begun)
     lines += _sequence("sequential_100", "Facts in batches of ten, judged at the end on all")
     heads = ["method", "N", "efficacy of all", *QUALITY, common.CHANGE, "peak MB", "file"]
     return lines + _table("Thousands of facts in one batch, judged on a sample of 500", heads, large)
+
+
+_STARTS = ("efficacy", "efficacy_after_a_line_break")
 
 
 def _sequence(folder: str, title: str) -> list[str]:
