@@ -1,9 +1,13 @@
 """Figures told apart."""
 
-from retcon.evaluate.breakdown import by_facts_of_the_subject, by_kind, by_length
+from dataclasses import replace
+
+from retcon.evaluate.breakdown import by_facts_of_the_subject, by_kind, by_length, by_step
 from retcon.evaluate.measure import Values, Written
 from retcon.evaluate.plan import Question
-from retcon.requests import Case, Edit
+from retcon.patch import Patch
+from retcon.patch.history import Step
+from retcon.requests import Case, Edit, to_dict
 
 
 def case(subject: str | None, n: int = 0) -> Case:
@@ -67,3 +71,23 @@ def test_questions_are_told_apart_by_kind() -> None:
     assert by_kind(values, None, ["Rome", "Lima"], 0)["alias"]["before"] is None
     assert by_kind(values, None, ["Rome", "Rome"], 0)["alias"]["interval"] is None  # one subject
     assert by_kind(Values([{}]), None, [None], 0) == {}
+
+
+def test_the_final_model_is_told_of_by_the_step_that_made_each_edit(patch: Patch) -> None:
+    cases = [case("Rome", 0), case("Lima", 0), case("Cairo", 0), case("Oslo", 0), case("Bern", 0)]
+    records = [to_dict(one.edit) for one in cases]
+    steps = (
+        Step(method="memit", edits=records[:3]),
+        Step(method="hand"),
+        Step(method="ece", edits=[*records[2:4], records[2] | {"target_new": "another"}]),
+    )
+    rows: list[dict[str, float | None]] = [{"efficacy": hit} for hit in (1.0, 0.0, 1.0, 1.0, 0.0)]
+    found = by_step(cases, rows, replace(patch, history=steps), 0)
+    assert found[0].pop("intervals") == {"efficacy": [0.0, 1.0]}
+    assert found[1].pop("intervals") == {"efficacy": [1.0, 1.0]}
+    assert found == [
+        {"step": 1, "method": "memit", "edits": 3, "edits_so_far": 3, "judged": 2, "efficacy": 0.5},
+        {"step": 3, "method": "ece", "edits": 3, "edits_so_far": 6, "judged": 2, "efficacy": 1.0},
+    ]
+    assert by_step(cases[:2], rows[:2], replace(patch, history=steps), 0) == []  # of one step
+    assert by_step(cases, rows, None, 0) == []

@@ -24,6 +24,12 @@ DETAILS: dict[str, Any] = {
         }
     },
     "specificity_gen": {"neighbours": 1000, "answered_right_before": 37},
+    "steps": [
+        {"step": 1, "method": "memit", "edits": 50, "edits_so_far": 50, "judged": 2, "efficacy_gen": 0.5,
+         "efficacy": 0.5, "intervals": {"efficacy": [0.0, 1.0]}},
+        {"step": 2, "method": "ece", "edits": 50, "edits_so_far": 100, "judged": 2, "efficacy_gen": 1.0,
+         "efficacy": None, "intervals": {}},
+    ],
     "portability": {
         "two-hop": {"questions": 12, "portability_gen": 0.25, "before": 0.083},
         "alias <of>": {"questions": 3, "portability_gen": None, "before": None},

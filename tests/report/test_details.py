@@ -31,6 +31,11 @@ def test_each_part_is_a_table_in_one_order_whatever_the_report_holds_first() -> 
             ["efficacy_gen", "1.000", "0.889"],
             ["all_efficacy_gen", "1.000", "0.667"],
         ],
+        "By the step that made the edits": [
+            ["step", "method", "edits", "judged", "efficacy_gen", "efficacy"],
+            ["1", "memit", "50", "2", "0.500", "0.500 [0.000 to 1.000]"],
+            ["2", "ece", "50", "2", "1.000", "–"],
+        ],
         "What follows from the edits, by kind": [
             ["kind", "questions", "before", "after"],
             ["two-hop", "12", "0.083", "0.250"],

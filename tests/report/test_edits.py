@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from tests.report import samples
 
 from retcon.evaluate import Report
 from retcon.report import html, markdown, table, write
@@ -175,6 +176,13 @@ def test_a_run_in_batches_shows_what_is_left_of_earlier_ones() -> None:
     assert "What later edits did to earlier ones" in html(REPORT, curves=curves)
     assert "efficacy: 100% at 1, 50% at 3" in html(REPORT, curves=curves)
     assert "What later edits did" not in html(REPORT)
+
+
+def test_a_patch_of_several_steps_shows_what_is_left_of_each() -> None:
+    page = html(replace(REPORT, details=samples.DETAILS))
+    assert "What later edits did to earlier ones" in page
+    assert "efficacy_gen: 50% at 1, 100% at 2" in page
+    assert "efficacy: " not in page.partition("What later edits did")[2].partition("</section>")[0]  # one step has it
 
 
 def test_the_headline_stands_in_every_form() -> None:

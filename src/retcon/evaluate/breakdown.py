@@ -1,4 +1,4 @@
-"""Figures told apart: behind texts of each length, by how many facts of a subject were edited, by kind of question."""
+"""Figures told apart: behind texts of each length, by facts of a subject, by kind of question, by step of the patch."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -7,9 +7,10 @@ from typing import Any
 from retcon.evaluate.measure import Values, clusters
 from retcon.metrics.intervals import intervals
 from retcon.metrics.summary import mean
-from retcon.requests import Case
+from retcon.patch import Patch
+from retcon.requests import Case, text_of
 
-__all__ = ["by_facts_of_the_subject", "by_kind", "by_length"]
+__all__ = ["by_facts_of_the_subject", "by_kind", "by_length", "by_step"]
 
 Value = float | None
 
@@ -111,6 +112,53 @@ def by_kind(
             "before": None if before is None else mean(right for _, right in earlier),
         }
     return found
+
+
+def by_step(
+    cases: Sequence[Case], rows: Sequence[Mapping[str, Value]], patch: Patch | None, seed: int
+) -> list[dict[str, Any]]:
+    """The figures of the final model over the cases of each step that made the patch: how much of the earlier is kept.
+
+    Args:
+        cases: those that were judged.
+        rows: the values of each of them.
+        patch: the patch; a case is of the last step that edited its very prompt to its target.
+        seed: of the bootstrap.
+
+    Returns:
+        The steps in their order, the first from 1 on: `step`, `method`, `edits` of it and of all so far, how many
+        cases of it were `judged`, the mean of each figure over them and their `intervals`; empty where the cases are
+        of fewer than two steps.
+    """
+    history = () if patch is None else patch.history
+    owner = {
+        (text_of(record), record.get("target_new")): number
+        for number, step in enumerate(history, 1)
+        for record in step.edits
+    }
+    groups: dict[int, list[tuple[Case, Mapping[str, Value]]]] = {}
+    for case, row in zip(cases, rows, strict=True):
+        if (number := owner.get((case.edit.text, case.edit.target))) is not None:
+            groups.setdefault(number, []).append((case, row))
+    if len(groups) < 2:
+        return []
+    found, so_far = [], 0
+    for number, step in enumerate(history, 1):
+        so_far += len(step.edits)
+        if number in groups:
+            told = {"step": number, "method": step.method, "edits": len(step.edits), "edits_so_far": so_far}
+            found.append(told | _of_step(groups[number], seed))
+    return found
+
+
+def _of_step(judged: Sequence[tuple[Case, Mapping[str, Value]]], seed: int) -> dict[str, Any]:
+    columns = {name: [row.get(name) for _, row in judged] for name in judged[0][1]}
+    bounds = intervals(columns, clusters([case.edit.subject for case, _ in judged]), seed=seed)
+    return {
+        "judged": len(judged),
+        **{name: mean(column) for name, column in columns.items()},
+        "intervals": {name: list(pair) for name, pair in bounds.items()},
+    }
 
 
 def _of_kind(values: Values, kind: str, subjects: Sequence[str | None]) -> list[tuple[tuple[int, str], Value]]:

@@ -120,6 +120,7 @@ def evaluate(
     details = {
         "prefix_tokens": breakdown.by_length(values, earlier, passages, subjects, seed),
         "facts_of_the_subject": breakdown.by_facts_of_the_subject(chosen, cases, _asked(asked, values), seed),
+        "steps": breakdown.by_step(chosen, _asked(asked, values), patch, seed),
         "portability": breakdown.by_kind(values, earlier, subjects, seed),
         "specificity_gen": _known(plan, base),
         "ability": ability.details(able_after, able_before if patch is not None else {}, seed),

@@ -27,9 +27,10 @@ class Small:
 
 def tables(report: Report) -> list[Small]:
     """One table for each part of the details that is there; of the model alone without what was before."""
-    parts: dict[str, Callable[[Mapping[str, Any]], Small]] = {
+    parts: dict[str, Callable[[Any], Small]] = {
         "prefix_tokens": _by_length,
         "facts_of_the_subject": _by_facts,
+        "steps": _by_step,
         "portability": _by_kind,
         "specificity_gen": _known,
         "ability": _by_task,
@@ -63,6 +64,16 @@ def _by_facts(groups: Mapping[str, Any]) -> Small:
     heads = ["figure", *(f"{count} fact{'' if count == '1' else 's'}" for count in groups)]
     meaning = "Means over the facts whose subject has so many; all_...: the share of subjects whose facts all hold."
     return Small("By how many facts a subject has", meaning, heads, [row for row in rows if set(row[1:]) != {NONE}])
+
+
+def _by_step(steps: Sequence[Mapping[str, Any]]) -> Small:
+    shown = [name for name in ("efficacy_gen", "efficacy", "generalization_gen", "generalization") if name in steps[0]]
+    rows = []
+    for part in steps:
+        told = [str(part["step"]), part["method"], _told(part["edits"]), _told(part["judged"])]
+        rows.append([*told, *(_with_bounds(part, name) for name in shown)])
+    meaning = "The final model on the edits of each step of the patch, the earliest first: how much of each is kept."
+    return Small("By the step that made the edits", meaning, ["step", "method", "edits", "judged", *shown], rows)
 
 
 def _by_kind(kinds: Mapping[str, Any]) -> Small:

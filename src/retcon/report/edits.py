@@ -159,7 +159,7 @@ def html(
         where=None if patch is None else heat.where(patch),
         wanted="wanted",
         notes=report.warnings,
-        retention=_retention(curves or {}),
+        retention=_retention(curves) if curves else _kept(report),
         provenance=flat(report.provenance),
     )
 
@@ -213,6 +213,17 @@ def _retention(curves: Mapping[str, Mapping[str, Sequence[Any]]]) -> Markup | No
     if not series:
         return None
     return plots.lines(series, title="Figures over all edits so far", x="edits so far", y="share")
+
+
+def _kept(report: Report) -> Markup | None:
+    """The final model on the edits of each step of its patch; None where they are of one."""
+    steps = report.details.get("steps", [])
+    series = []
+    for name in ("efficacy_gen", "efficacy"):
+        known = tuple((float(part["step"]), value) for part in steps if (value := part.get(name)) is not None)
+        series += [plots.Series(name, known)] if len(known) > 1 else []
+    title = "The final model on the edits of each step"
+    return plots.lines(series, title=title, x="step of the patch", y="share") if series else None
 
 
 def _answers_heading(report: Report) -> str:
