@@ -163,7 +163,7 @@ def described(names: Iterable[str]) -> dict[str, Metric]:
             f"Items of the task {name.removeprefix(ABILITY)} that the model gets right.",
             "higher",
             "harm",
-            rule="The right choice has the highest summed log probability; a tie is a miss.",
+            rule="The task's own, which stands in `details.ability` of the report.",
         )
         for name in names
         if name.startswith(ABILITY)
