@@ -65,8 +65,7 @@ class ECE(MEMIT):
             RequestError: an edit has no subject.
             RetconError: there is no edit, the layers or options do not fit, or scikit-learn or captum is missing.
         """
-        if not edits:
-            raise RetconError("there is no edit; give at least one")
+        record.refuse_none(edits)
         _check(lm, self.config)
         seconds = dict.fromkeys(("statistics", "attribution", "targets", "solve"), 0.0)
         on = record.is_on(lm, state)

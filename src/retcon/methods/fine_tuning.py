@@ -14,7 +14,7 @@ from retcon import forward, patch, tokens
 from retcon.errors import RetconError
 from retcon.lm import LM
 from retcon.methods.family import edited_layers
-from retcon.methods.record import as_patch, resumed, timed
+from retcon.methods.record import as_patch, clock, refuse_none, resumed, timed
 from retcon.methods.training import Schedule, Trained, TrainingConfig, train
 from retcon.methods.training_rows import Change, Place, rows_of, texts_of
 from retcon.patch import Dense, Entry, Patch
@@ -125,9 +125,8 @@ class FineTuning:
             RequestError: a target has no token, or a text to keep fewer than two.
             RetconError: there is no edit, a layer is not there, an option makes no sense, or training diverged.
         """
-        if not edits:
-            raise RetconError("there is no edit; give at least one")
-        seconds = {"statistics": 0.0, "targets": 0.0, "solve": 0.0}
+        refuse_none(edits)
+        seconds = clock()
         with timed(seconds, "targets"):
             rows = rows_of(lm, edits, self.place, eos=self.config.eos)
             texts = texts_of(lm, retain, self.config.retain_tokens)

@@ -13,7 +13,7 @@ from retcon.methods import in_context
 from retcon.methods.demonstrations import Pool, counts_of
 from retcon.methods.in_context import ORDINARY, budget_of, entered, gate, held_out, memory_of
 from retcon.methods.memories import MemoryMethod, put_on
-from retcon.methods.record import as_patch, resumed, timed
+from retcon.methods.record import as_patch, clock, refuse_none, resumed, timed
 from retcon.patch import Patch
 from retcon.patch.context import EVERY, ROOT
 from retcon.requests import Edit
@@ -93,8 +93,7 @@ class IKE(MemoryMethod):
             RetconError: there is no edit, an option makes no sense, the pool is too small, or the state's context was
                 made with other options.
         """
-        if not edits:
-            raise RetconError("there is no edit; give at least one")
+        refuse_none(edits)
         config = self.config
         _check(config)
         making = {
@@ -102,7 +101,7 @@ class IKE(MemoryMethod):
             "threshold": config.threshold, "leak": config.leak,
         }  # fmt: skip
         old, budget = memory_of(state, making), budget_of(lm, config.budget)
-        seconds = {"statistics": 0.0, "targets": 0.0, "solve": 0.0}
+        seconds = clock()
         with ExitStack() as stack:
             stack.enter_context(resumed(lm, state, texts=True))
             stack.enter_context(lm.inference())

@@ -167,8 +167,7 @@ def edit_layers(
     stores: Sequence[Store] = (),
 ) -> Patch:
     """Edit all facts in one batch, as `LocateAndEdit.edit` says."""
-    if not edits:
-        raise RetconError("there is no edit; give at least one")
+    record.refuse_none(edits)
     config, run, layers = method.config, _Run(), method.layers(lm)
     paths = [lm.arch.mlp_out[layer] for layer in layers]
     with ExitStack() as stack:
@@ -195,7 +194,7 @@ def edit_layers(
 class _Run:
     """Bookkeeping of one call of `edit`: seconds of each phase, and what to tell of each fact."""
 
-    seconds: dict[str, float] = field(default_factory=lambda: {"statistics": 0.0, "targets": 0.0, "solve": 0.0})
+    seconds: dict[str, float] = field(default_factory=record.clock)
     cached: int = 0
     facts: list[dict[str, Any]] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)

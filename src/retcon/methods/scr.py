@@ -25,7 +25,7 @@ from retcon.methods.in_context import (
     text_ids,
 )
 from retcon.methods.memories import MemoryMethod, put_on
-from retcon.methods.record import as_patch, resumed, timed
+from retcon.methods.record import as_patch, clock, refuse_none, resumed, timed
 from retcon.patch import Context, Patch
 from retcon.patch.asking import answers
 from retcon.patch.context import ROOT, Question
@@ -99,8 +99,7 @@ class SCR(MemoryMethod):
             RequestError: a fact is longer than the budget.
             RetconError: there is no edit, an option makes no sense, or the state's context was made with other options.
         """
-        if not edits:
-            raise RetconError("there is no edit; give at least one")
+        refuse_none(edits)
         config = self.config
         if config.nearest < 1:
             raise RetconError(f"nearest is {config.nearest}; at least one fact must be retrieved")
@@ -109,7 +108,7 @@ class SCR(MemoryMethod):
             "confirm": config.confirm,
         }  # fmt: skip
         old, budget = memory_of(state, making), budget_of(lm, config.budget)
-        seconds = {"statistics": 0.0, "targets": 0.0, "solve": 0.0}
+        seconds = clock()
         with ExitStack() as stack:
             stack.enter_context(resumed(lm, state, texts=True))
             stack.enter_context(lm.inference())

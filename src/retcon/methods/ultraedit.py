@@ -17,7 +17,7 @@ from retcon.lm import LM
 from retcon.methods.family import edited_layers
 from retcon.methods.gradients import Answers, read_answers
 from retcon.methods.mlp_sites import Site, mlp_paths, refusal
-from retcon.methods.record import as_patch, is_on, joined, refuse_texts
+from retcon.methods.record import as_patch, clock, is_on, joined, refuse_none, refuse_texts
 from retcon.patch import LowRank, Patch
 from retcon.patch.base import projection
 from retcon.precision import Precision
@@ -171,8 +171,7 @@ class UltraEdit:
             RetconError: there is no edit, the layers are not there, or an option makes no sense.
             UnsupportedModel: the model's MLPs have no such projections.
         """
-        if not edits:
-            raise RetconError("there is no edit; give at least one")
+        refuse_none(edits)
         if min(self.config.turn, self.config.micro_batch) < 1:
             raise RetconError("turn and micro_batch count edits; give at least 1")
         paths = self.paths(lm)
@@ -202,7 +201,7 @@ class UltraEdit:
     ) -> tuple[Patch, dict[str, LowRank]]:
         """One turn on the model as it stands, and the changes it adds."""
         config = self.config
-        seconds = {"statistics": 0.0, "targets": 0.0, "solve": 0.0}
+        seconds = clock()
         begun = time.perf_counter()
         micro = config.micro_batch if config.averaging == "micro_batch" else None
         answers = read_answers(lm, edits, paths, micro_batch=micro, precision=config.precision)

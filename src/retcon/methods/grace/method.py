@@ -24,7 +24,7 @@ from retcon.methods.memories import (
     put_on,
     without_edits,
 )
-from retcon.methods.record import as_patch, resumed, timed
+from retcon.methods.record import as_patch, clock, refuse_none, resumed, timed
 from retcon.methods.retained import retained_ids
 from retcon.patch import Codebook, Entry, Patch
 from retcon.patch.chain import chained, parts_of
@@ -130,15 +130,14 @@ class GRACE(MemoryMethod):
             RetconError: there is no edit, the layer is not there, an option makes no sense, or the state's codebook
                 replaces elsewhere, tests otherwise, ends its answers otherwise or was scaled.
         """
-        if not edits:
-            raise RetconError("there is no edit; give at least one")
+        refuse_none(edits)
         if self.config.steps < 1 or (self.config.radius != "auto" and not self.config.radius > 0):
             raise RetconError("steps must be 1 or more and radius above 0 (or auto); give others")
         if self.config.widest is not None and not self.config.widest > 0:
             raise RetconError(f"widest is {self.config.widest:g}; it must be above 0, or none for no limit")
         path = lm.arch.mlp_out[self.layer(lm)]
         old = self._codebook(state, path)
-        seconds = {"statistics": 0.0, "targets": 0.0, "solve": 0.0}
+        seconds = clock()
         with ExitStack() as stack:
             stack.enter_context(resumed(lm, state))
             codebook, info = self._entered(lm, path, edits, retain, state, old, seconds)

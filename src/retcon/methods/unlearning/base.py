@@ -14,7 +14,7 @@ from retcon.lm import LM
 from retcon.methods.family import edited_layers
 from retcon.methods.fine_tuning import DenseChange
 from retcon.methods.lora import Factors
-from retcon.methods.record import as_patch, resumed, timed
+from retcon.methods.record import as_patch, clock, refuse_none, resumed, timed
 from retcon.methods.training import descending
 from retcon.methods.training_rows import Change
 from retcon.methods.unlearning.batches import Kept, Material, nlls
@@ -101,7 +101,7 @@ class Unlearning:
         """
         config = self.config
         _check(self.name, config, edits, retain)
-        seconds = {"statistics": 0.0, "targets": 0.0, "solve": 0.0}
+        seconds = clock()
         with timed(seconds, "targets"):
             material = Material.of(lm, edits, retain, config, OBJECTIVES[self.name].sides)
         with ExitStack() as stack:
@@ -166,8 +166,7 @@ def linear_paths(lm: LM, layers: Sequence[int]) -> list[str]:
 
 def _check(name: str, config: Any, edits: Sequence[Edit], retain: Sequence[Kept]) -> None:
     """Refuse what makes no sense, with the cure."""
-    if not edits:
-        raise RetconError("there is no edit; give at least one")
+    refuse_none(edits)
     if isinstance(retain, str):
         raise RetconError("retain is a single text; give a list of one")
     if min(config.epochs, config.batch, config.retain_batch, config.eval_every, config.watched) < 1:

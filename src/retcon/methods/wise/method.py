@@ -7,7 +7,7 @@ from typing import Any
 from retcon.errors import RetconError
 from retcon.lm import LM
 from retcon.methods.memories import MemoryMethod, chosen_layer, last_part, put_on, without_edits
-from retcon.methods.record import as_patch, resumed
+from retcon.methods.record import as_patch, clock, refuse_none, resumed
 from retcon.methods.wise.config import WISEConfig, check
 from retcon.methods.wise.run import Run
 from retcon.patch import Entry, Gated, Patch
@@ -71,15 +71,14 @@ class WISE(MemoryMethod):
             RetconError: there is no edit, the layer is not there, an option makes no sense, or the state's memories
                 score otherwise or were scaled.
         """
-        if not edits:
-            raise RetconError("there is no edit; give at least one")
+        refuse_none(edits)
         check(self.config)
         path = lm.arch.mlp_out[self.layer(lm)]
         activation = self.config.activation or _activation(lm)
         if activation not in ACTIVATIONS:
             raise RetconError(f"activation {activation!r} is not known; name one of {', '.join(ACTIVATIONS)}")
         old = self._memories(state, path, activation)
-        seconds = {"statistics": 0.0, "targets": 0.0, "solve": 0.0}
+        seconds = clock()
         with ExitStack() as stack:
             stack.enter_context(resumed(lm, state))
             run = Run(self.config, lm, path, activation, edits, retain, state, old, seconds)
