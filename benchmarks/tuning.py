@@ -53,6 +53,7 @@ GRIDS: dict[str, Sequence[Options]] = {
         ),
         {"stop_on": "answer", "lr": 1.0, "templates": 4},
     ),
+    "wise_100": tuple({"save_freq": size} for size in (20, 500, 10)),
     "ft-m": ({}, {"layers": (15,)}, {"layers": (25,)}, {"lr": 1e-4}, {"lr": 1e-3}, {"schedule": "breadth"}),
     "ft-l": ({}, {"clamp": 2e-3}, {"clamp": 5e-3}, {"layers": (25,)}),
     "locft-bf": tuple(
@@ -79,21 +80,21 @@ GRIDS: dict[str, Sequence[Options]] = {
         {"layers": (9,)},
     ),
 }
-"""Options that differ from a method's own."""
+"""Options that differ from a method's own; a name with `_100` behind it is of the same method, at a hundred facts."""
 
 
 def tune(name: str) -> None:
     """The rows of a method that are not there yet."""
-    lm, n = LM.load(common.MODEL), FACTS.get(name, MANY)
+    lm, n, method = LM.load(common.MODEL), FACTS.get(name, MANY), name.removesuffix(f"_{MANY}")
     cases = common.cases(n, quality.TUNING)
     older = common.kept(f"tuning/{name}")
     rows = older["figures"]["rows"] if older and older["figures"]["n"] == n else []
     for options in GRIDS[name]:
         if any(row["options"] == _plain(options) for row in rows):
             continue
-        rows = [*rows, _row(lm, name, options, cases)]
+        rows = [*rows, _row(lm, method, options, cases)]
         common.say(f"{name} {options}: {rows[-1]['after']}")
-        common.keep(f"tuning/{name}", {"method": name, "n": n, "first_fact": quality.TUNING, "rows": rows}, lm)
+        common.keep(f"tuning/{name}", {"method": method, "n": n, "first_fact": quality.TUNING, "rows": rows}, lm)
 
 
 def _row(lm: LM, name: str, options: Options, cases: Sequence[Case]) -> dict[str, Any]:
