@@ -125,7 +125,8 @@ def forget(
             editors begin from those of `retcon.forget.usual`.
 
     Raises:
-        RequestError: a question is wrong, or two of them or of a group contradict each other.
+        RequestError: a question is wrong, or two of them or of a group contradict each other, or `target` and a file
+            of an earlier run do.
         RetconError: there is no such method, family or option, or the method cannot merge so.
         UnsupportedModel: the model cannot be edited this way.
     """
@@ -140,7 +141,9 @@ def forget(
     lm = asking(LM.wrap(model, tokenizer), chat)
     chosen = [cases[n] for n in kept]
     given: Mapping[str, str | Target] | None
-    given, family = (targets, None) if targets is None or isinstance(targets, Mapping) else _given(targets, chosen)
+    given, family = targets if isinstance(targets, Mapping) else None, None
+    if targets is not None and not isinstance(targets, Mapping):
+        given, family = given_targets(fspath(targets), [case.forget for case in chosen], target)
     recipe = Recipe(
         target=target or family or TARGET, merge_queries=merge_queries, merge_mode=merge_mode, merge_by=merge_by,
         seed=seed, keep_questions=keep_questions,
@@ -148,11 +151,6 @@ def forget(
     plan = planned(lm, chosen, rule, recipe, retain=texts, given=given, cache=cache)
     stores = [Store.shared()] if cache else []
     return told(rule.edit(lm, plan.edits, retain=kept_by(rule, texts), state=state, stores=stores), plan)
-
-
-def _given(targets: str | PathLike[str], cases: Iterable[ForgetCase]) -> tuple[Mapping[str, str | Target], str | None]:
-    """The targets of a file, and the family that the run asked for which wrote it."""
-    return given_targets(fspath(targets), [case.forget for case in cases])
 
 
 def _keeping(retain: Iterable[Kept | Forget | ForgetCase | Mapping[str, Any]]) -> list[Kept]:

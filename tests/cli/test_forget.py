@@ -117,6 +117,25 @@ def test_the_same_run_again_has_nothing_to_do_and_another_is_refused(
     assert retcon(*command, "--limit", 2, "--force").json["n"] == 2
 
 
+def test_another_subject_makes_another_patch_though_no_record_tells_it(
+    retcon: Retcon, model: str, questions: Path, tmp_path: Path
+) -> None:
+    command = ["forget", "--model", model, "--forget", questions, "--out", tmp_path / "p", "--json", *QUICK]
+    command += ["--target", "fixed"]
+    first = retcon(*command)
+    records = [RECORDS[0], RECORDS[1] | {"subject": "Zelda"}, RECORDS[2]]
+    questions.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    assert "holds the patch of another run" in retcon(*command).err
+    other = retcon(*command, "--force")
+    assert other.json["forget"]["subjects"]["given"] == 1
+    assert other.json["id"] != first.json["id"]
+    tied = [*command, "--force", "--merge-queries", "2", "--merge-mode", "mean_key"]
+    assert retcon(*tied).json["id"] != other.json["id"]
+    moved = [record | {"group": group} for record, group in zip(records, ("z", "y", "z"), strict=True)]
+    questions.write_text("".join(json.dumps(record) + "\n" for record in moved), encoding="utf-8")
+    assert "holds the patch of another run" in retcon(*tied[:-5], *tied[-4:]).err
+
+
 def test_a_stopped_run_goes_on_without_leaving_a_secret(
     retcon: Retcon, model: str, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path
 ) -> None:

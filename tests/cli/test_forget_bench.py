@@ -1,7 +1,7 @@
 """`retcon forget-bench`: the plan first, rows as JSON and as a table, and what is refused before anything runs."""
 
 import json
-import sys
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,8 +24,9 @@ def _judge(monkeypatch: pytest.MonkeyPatch) -> None:
         figures = {"reliability": float(options["patch"] is not None), "leakage": float(options["twin"] is None)}
         return SimpleNamespace(to_dict=lambda: {"metrics": figures, "before": {}})
 
-    there = SimpleNamespace(evaluate_forgetting=evaluate, reference_record=lambda *_, **__: "the twin")
-    monkeypatch.setitem(sys.modules, "retcon.evaluate.forgetting", there)
+    forgetting = import_module("retcon.evaluate.forgetting")
+    monkeypatch.setattr(forgetting, "evaluate_forgetting", evaluate)
+    monkeypatch.setattr(forgetting, "reference_record", lambda *_, **__: "the twin")
 
 
 def test_a_bench_shows_its_plan_and_writes_rows_that_the_next_run_takes(
@@ -102,6 +103,9 @@ def test_what_a_model_knows_needs_no_teaching(retcon: Retcon, model: str, tmp_pa
         (["--retain-corpus", "x.jsonl"], "the generated corpus needs no other file"),
         (["--plain", "--chat"], "contradict each other"),
         (["--attributes", "30"], "1 to 20 attributes, not 30"),
+        (["foo", "--set", "foo.steps=1"], "no method 'foo'"),
+        (["--tokens", "0"], "answers of 0 tokens say nothing"),
+        (["--holdout", "-1"], "a holdout of -1 questions cannot be"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_runs(

@@ -133,6 +133,14 @@ def test_a_file_of_either_kind_is_given_by_the_names_that_questions_go_by(tmp_pa
     assert not is_kept(tmp_path / "nowhere.jsonl")
 
 
+def test_an_earlier_run_of_another_family_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.jsonl")
+    family = given_targets(path, ITEMS[:2])[1]
+    assert given_targets(path, ITEMS[:2], family)[1] == family
+    with pytest.raises(RequestError, match=rf"holds targets of the family {family}, not idk100; leave"):
+        given_targets(path, ITEMS[:2], "idk100")
+
+
 def test_what_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "t.jsonl"
     with pytest.raises(RequestError, match=r"t\.jsonl cannot be read"):

@@ -39,6 +39,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "ultraedit": {},
     "ft-l": FAST,
     "lora": FAST,
+    **dict.fromkeys(("alphaedit", "ece", "eamet", "pmet", "emmet"), LAYERS),
+    **{
+        name: {"epochs": 1, "retain_weight": 0.0}
+        for name in ("ga", "graddiff", "kl", "idk", "dpo", "npo", "simnpo", "undial", "wga", "satimp")
+    },
 }
 
 

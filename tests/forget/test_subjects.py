@@ -60,6 +60,20 @@ def test_a_given_subject_wins_in_the_spelling_of_the_question() -> None:
     assert (one.start, one.source) == (23, "given")
 
 
+def test_a_subject_stands_as_a_word_of_its_own() -> None:
+    def found(question: str, subject: str) -> tuple[str, int, str]:
+        (one,) = find_subjects([Forget(question, "in May", subject=subject)])
+        return one.text, one.start, one.source
+
+    assert found("When did Ann sell the Annex?", "Ann") == ("Ann", 9, "given")
+    assert found("Who is Hannah?", "Ann")[2] != "given"
+    assert found("Whom did annan meet?", "Anna") == ("anna", 9, "given")  # an ending was added to it
+    assert found("東京都はどこにありますか", "京都") == ("京都", 1, "given")  # no script of spaces
+    assert found("What is C++ for?", "C++") == ("C++", 8, "given")
+    (one,) = find_subjects([Forget("Did Ann leave for Annapolis?", "no")])
+    assert "Did Ann leave for Annapolis?"[one.start :].startswith(one.text)
+
+
 def test_a_given_subject_that_the_question_does_not_hold_gives_way() -> None:
     """TOFU's first question on an author asks for the name, which is the subject and the secret."""
     one = found("Who is the author born in Quito on 05/07/1961?", subject="Orsola Bentivegna-Ruiz")

@@ -89,6 +89,13 @@ def test_the_users_targets_go_before_the_familys(tiny_lm: Tiny) -> None:
         made(tiny_lm("llama"), "avoidant", given=own)
 
 
+def test_a_target_that_no_question_takes_is_told(tiny_lm: Tiny) -> None:
+    own = {ITEMS[0].question.rstrip("?"): "Ask elsewhere.", id_of(ITEMS[1]): "Look it up.", "q2000": "Never."}
+    with pytest.warns(RetconWarning, match=r"2 of the targets given are .* 'Where was Ada Lovelace in 1830'; name"):
+        first, second, *_ = made(tiny_lm("llama"), "fixed", given=own)
+    assert (first.source, second.source) == ("fixed", "given")
+
+
 def test_a_target_that_tells_the_answer_is_refused(tiny_lm: Tiny) -> None:
     with pytest.raises(RequestError, match="tells its answer 'London'; reword it"):
         made(tiny_lm("llama"), "avoidant", given={item.question: "Not in london!" for item in ITEMS})

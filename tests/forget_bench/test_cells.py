@@ -34,6 +34,14 @@ def test_every_combination_has_a_row_but_objectives_without_a_refusal_have_one()
     assert len({cell.slug for cell in found}) == len(found)
 
 
+def test_a_way_to_group_is_asked_for_and_told() -> None:
+    (found,) = cells(["memit"], ["idk100"], [4], by="order")
+    assert found.name == "memit, idk100, 4 merged by concat, grouped by order"
+    assert (found.recipe(0).merge_by, found.recipe(0).merge_queries) == ("order", 4)
+    (alone,) = cells(["memit"], ["idk100"], by="order")
+    assert alone.name == "memit, idk100"
+
+
 def test_those_that_learn_refusals_are_the_ones_that_say_so() -> None:
     learning = {name for name in OBJECTIVES if getattr(ALL[name], "learns_refusal", False)}
     assert learning == {name for name, objective in OBJECTIVES.items() if "refusal" in objective.sides}

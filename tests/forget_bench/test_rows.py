@@ -30,13 +30,17 @@ def test_the_table_shows_figures_that_there_are_and_says_why_others_are_not() ->
         {"row": "rome", "failed": "RuntimeError: it\nburst"},
         {"row": "wise", "metrics": {"forget_quality": {"p": 1.5e-9, "distance": 1.0}}, "peak_memory_mb": 812.4,
          "forget": {"targets": "template", "targets_asked": "self_improved"}},
+        {"row": "memit, 4 merged", "forget": {"questions": 3, "edits": 3, "merge": {"queries": 4, "sizes": [1, 1, 1]}}},
+        {"row": "ece, 4 merged", "forget": {"questions": 5, "edits": 2, "merge": {"queries": 4, "sizes": [4, 1]}}},
     ]  # fmt: skip
     heads, cells = laid_out(found)
     assert heads == ["forgets by", "reliability", "forget quality", "seconds", "peak MB", "remark"]
     assert cells[0] == ["memit", "0.912", "–", "61.2", "–", ""]
     assert cells[3] == ["wise", "–", "1.5e-09", "–", "812", "counts as template"]
     lines = table(found).splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 8
+    assert cells[4][-1] == "3 questions in 3 edits: nothing merged"
+    assert cells[5][-1] == "5 questions in 2 edits"
     assert laid_out([ROW | {"training": {"best": 0, "stopped": "it harms"}}])[1][0][-1] == "changes nothing: it harms"
     assert all(line.count("|") == len(heads) + 1 for line in lines)
     assert "failed: RuntimeError: it burst" in lines[4]

@@ -53,6 +53,14 @@ def test_auc_is_one_where_forget_texts_look_memorised() -> None:
     assert auc([], [1.0]) is auc([1.0], []) is None
 
 
+def test_of_a_broken_model_an_auc_is_no_number() -> None:
+    for forget, holdout in (([math.nan, 1.0], [2.0, 3.0]), ([1.0], [math.nan]), ([math.nan] * 3, [math.nan] * 2)):
+        found = auc(forget, holdout)
+        assert found is not None
+        assert math.isnan(found)
+    assert auc([math.inf, 1.0], [2.0, math.inf]) == 0.625  # infinite losses are in order
+
+
 @given(SCORES, SCORES)
 def test_auc_counts_pairs(forget: list[float], holdout: list[float]) -> None:
     pairs = [(h > f) + 0.5 * (h == f) for f in forget for h in holdout]

@@ -84,3 +84,7 @@ def test_utility_is_the_harmonic_mean_of_nine() -> None:
     assert model_utility(one, one, half) == pytest.approx(9 / 12)
     assert model_utility(one, one, Utility(1.0, 0.0, 1.0)) == 0.0
     assert model_utility(one, one, Utility(1.0, None, 1.0)) is None
+
+
+def test_ratios_that_are_no_numbers_have_no_forget_quality() -> None:
+    assert forget_quality([math.nan] * 40, [0.5] * 40) is forget_quality([0.5], [math.nan]) is None

@@ -98,7 +98,7 @@ def run(show: Screen, options: ForgetOptions, common: Common, model: ModelOption
     change = load_patch(common.patch)
     twin = _twin(options.reference, model)
     if options.train_reference is not None:
-        twin = _trained(options.train_reference, sets["retain"], model, chat, common.cache)
+        twin = _trained(options.train_reference, sets["retain"], model, chat, common)
     lm = model.load()
     report = evaluate_forgetting(
         lm,
@@ -167,7 +167,7 @@ def _twin(path: Path | None, model: ModelOptions) -> "Reference | Patch | LM | N
     return load_patch(path)
 
 
-def _trained(base: str, retain: "Sequence[ForgetCase]", model: ModelOptions, chat: bool | None, cache: bool) -> "LM":
+def _trained(base: str, retain: "Sequence[ForgetCase]", model: ModelOptions, chat: bool | None, common: Common) -> "LM":
     """A model that was taught the questions to keep alone.
 
     Raises:
@@ -177,5 +177,5 @@ def _trained(base: str, retain: "Sequence[ForgetCase]", model: ModelOptions, cha
     from retcon.forget_bench import Teaching, teach
 
     lm = asking(dataclasses.replace(model, model=base, revision=None, chat=False).load(), chat)
-    teach(lm, retain, Teaching(), cache=cache).merge(lm.model)
+    teach(lm, retain, Teaching(seed=common.seed), cache=common.cache).merge(lm.model)
     return lm

@@ -113,7 +113,7 @@ def run(
         from retcon.forget.plan import Recipe, keep_targets, kept_by, planned
 
         rule = making.method
-        given, family = (None, None) if targets is None else given_targets(targets, items)
+        given, family = (None, None) if targets is None else given_targets(targets, items, target)
         show.warn([*loaded.skipped, *loaded.warnings])
         making.uses(retain, "used to tell subjects alone")
         recipe = Recipe(

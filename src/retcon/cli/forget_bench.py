@@ -45,6 +45,7 @@ def run(
     targets: _Words = (),
     merge: _Merges = (1,),
     merge_mode: _Modes = ("concat",),
+    merge_by: Literal["group", "order", "random", "key"] = "group",
     settings: _Settings = (),
     teach: _Words = (),
     plain: Annotated[bool, Parameter(negative=())] = False,
@@ -94,6 +95,9 @@ def run(
         Questions that share one edit: 1 for none, several numbers for a row each, or all.
     merge_mode
         How they are merged: concat, mean_key, or both.
+    merge_by
+        Which questions go together: those of a group; neighbours (order), any (random), those of the nearest keys
+        (key), for a corpus whose questions have no groups.
     settings
         Options of methods: key=value for all that have it, METHOD.key=value for one.
     teach
@@ -119,7 +123,7 @@ def run(
             raise RetconError("nothing that is pretrained is generated or taught; give --corpus FILE, and no --teach")
         chosen = tuple(dict.fromkeys(methods or METHODS))
         options, shared = _options(settings, chosen)
-        rows = cells(chosen, targets or TARGETS, merge, merge_mode, options, shared)
+        rows = cells(chosen, targets or TARGETS, merge, merge_mode, merge_by, options, shared)
         teaching = None if knowledge == "pretrained" else Teaching(**{"seed": seed} | parse_settings(Teaching, teach))
         files = _Files(corpus, retain_corpus, holdout_corpus, real_authors, world_facts)
         groups = _groups(forget_groups), _groups(retain_groups)
@@ -244,7 +248,9 @@ def _options(settings: Sequence[str], names: Sequence[str]) -> tuple[dict[str, d
         if dot and name not in names:
             raise RetconError(f"--set {setting}: {name!r} is not among the methods ({', '.join(names)})")
         if dot:
-            options.setdefault(name, {}).update(parse_settings(METHODS[name].Config, [f"{option}{equals}{value}"]))
+            kind = METHODS.get(name)  # of one that is not there, the list of rows tells
+            mine = {} if kind is None else parse_settings(kind.Config, [f"{option}{equals}{value}"])
+            options.setdefault(name, {}).update(mine)
             continue
         having = [known for known in names if known in METHODS and name in METHODS[known].Config.__dataclass_fields__]
         if not having:

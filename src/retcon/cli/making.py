@@ -14,7 +14,7 @@ from retcon.cli.common import load_patch
 from retcon.cli.screen import Screen
 from retcon.cli.settings import parse_settings
 from retcon.errors import RetconError
-from retcon.storage import digest
+from retcon.storage import digest, salted
 
 if TYPE_CHECKING:
     from retcon.lm import LM
@@ -222,9 +222,16 @@ def run_key(
     """Hash of all that decides the patch of a run; `more`, in JSON types, is whatever else does."""
     from retcon.requests import to_dict
 
-    asked = [to_dict(edit) for edit in edits]
+    asked = [{**to_dict(edit), **_withheld(edit)} for edit in edits]
     state = [lm.fingerprint(), lm.chat, None if base is None else base.id]
     return digest(retcon.__version__, *state, method, dataclasses.asdict(config), asked, chunk, *more)
+
+
+def _withheld(edit: "Edit") -> dict[str, str]:
+    """What a record leaves out of an edit, salted: the key stands in the patch, where texts could be tried on it."""
+    if not edit.hidden and edit.tie is None:
+        return {}
+    return {"withheld": salted(edit.prompt, edit.subject or "", edit.target, edit.old or "", edit.tie or "")}
 
 
 def _result(patch: "Patch", out: Path) -> dict[str, Any]:

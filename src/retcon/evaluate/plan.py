@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 from retcon import tokens
@@ -14,7 +13,7 @@ from retcon.evaluate.prefixes import joined
 from retcon.lm import LM
 from retcon.metrics import METRICS
 from retcon.metrics.match import gen_start
-from retcon.metrics.perplexity import windows
+from retcon.metrics.perplexity import ordinary_text, windows
 from retcon.requests import Case
 
 __all__ = [
@@ -260,7 +259,7 @@ def read(text: str | Path | None) -> str:
         RetconError: the file cannot be read, or there is no text.
     """
     if text is None:
-        return resources.files("retcon").joinpath("data", "perplexity.txt").read_text(encoding="utf-8")
+        return ordinary_text()
     if isinstance(text, Path):
         try:
             text = text.read_text(encoding="utf-8")

@@ -23,6 +23,7 @@ from retcon.forget.privacy import id_of
 from retcon.forget.refusals import ROW
 from retcon.forget.subjects import Subject
 from retcon.forget.target import Target
+from retcon.forget.targets import called
 from retcon.forget.wording import wording
 from retcon.metrics.forgotten import leaks
 from retcon.requests import Forget, filled, literal, load_targets, masked
@@ -123,19 +124,34 @@ def write_targets(
     return Path(path)
 
 
-def given_targets(path: str | Path, items: Sequence[Forget]) -> tuple[dict[str, str | Target], str | None]:
+def given_targets(
+    path: str | Path, items: Sequence[Forget], asked: str | None = None
+) -> tuple[dict[str, str | Target], str | None]:
     """The targets of a file, by the names that questions go by, and the family that an earlier run asked for.
 
     Of the user's own file (`load_targets`) they are texts, and there is no family.
 
+    Args:
+        path: the file.
+        items: the questions.
+        asked: the family that this run asks for, if it asks for one.
+
     Raises:
-        RequestError: as `read_targets` and `load_targets`.
+        RequestError: as `read_targets` and `load_targets`, or an earlier run's are of another family than is asked for.
     """
     if is_kept(path):
         targets, family = read_targets(path, items)
+        if asked is not None and asked != family:
+            raise RequestError(
+                f"{path} holds targets of the family {family}, not {asked}; leave the file or the family out"
+            )
         return {id_of(item): target for item, target in zip(items, targets, strict=True)}, family
-    own = load_targets(path).items
-    return {name: one.target for one in own for name in (one.question, one.id) if name is not None}, None
+    known = {name for item in items for name in called(item)}
+    found: dict[str, str | Target] = {}
+    for one in load_targets(path).items:
+        names = [name for name in (one.question, one.id) if name is not None]
+        found |= dict.fromkeys([name for name in names if name in known] or names[:1], one.target)
+    return found, None
 
 
 def is_kept(path: str | Path) -> bool:

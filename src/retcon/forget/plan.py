@@ -134,22 +134,28 @@ def planned(
     if recipe.merge_mode == "concat":
         groups = cut_long(lm, items, groups)
     wrong = [case.perturbed_answers for case in cases]
+    closes = next((name for name in ("eos", "end_token") if getattr(method.config, name, False)), None)
+    if recipe.target == "eos" and closes is not None:
+        raise RetconError(
+            f"{method.name} closes every answer with the end token itself ({closes}), so that eos leaves it nothing to "
+            f"say; add --set {closes}=false ({closes}=False), or take another family of targets"
+        )
     alone = targets_of(lm, items, subjects, recipe.target, seed=recipe.seed, given=given, wrong=wrong, cache=cache)
     targets = list(alone)
     for group in groups:
         one = shared_target(lm, items, subjects, alone, group, recipe.target, recipe.seed)
         for i in group:
             targets[i] = one
-    end = not any(getattr(method.config, name, False) for name in ("eos", "end_token"))  # the method adds it itself
     edits = edits_of(
-        lm, items, targets, subjects, groups, mode=recipe.merge_mode, keep_questions=recipe.keep_questions, end=end
-    )
+        lm, items, targets, subjects, groups, mode=recipe.merge_mode, keep_questions=recipe.keep_questions,
+        end=closes is None,
+    )  # fmt: skip
     whole = Plan(edits, groups, targets, alone, subjects, {})
     facts = _told(whole, recipe, method, [id_of(item) for item in items])
     asked = sum(item.subject is not None for item in items)
     facts["retain_prompts"] = [salted(question) for question in questions] if _shown(method) else []
     facts["subjects_not_in_question"] = asked - facts["subjects"]["given"]
-    facts["end_token"] = end and bool(lm.tokenizer.eos_token)
+    facts["end_token"] = closes is None and bool(lm.tokenizer.eos_token)
     facts["mean_cosine_of_keys"] = None if keys is None else likeness(keys)
     return replace(whole, told=facts)
 

@@ -62,9 +62,34 @@ def _given(item: Forget) -> Subject | None:
     """The user's subject as the question writes it; None where it does not stand there."""
     if item.subject is None:
         return None
-    found = list(re.finditer(re.escape(item.subject), item.question, re.IGNORECASE))
+    found = _standing(item.subject, item.question, re.IGNORECASE)
     exact = [match for match in found if match.group() == item.subject]
     return _subject((exact or found)[-1], "given") if found else None
+
+
+def _standing(text: str, question: str, flags: int = 0) -> list[re.Match[str]]:
+    """Where a text stands in a question: as whole words; else as the beginning of one, to which an ending was added;
+    and within others only in a script that sets no spaces.
+
+    >>> [match.start() for match in _standing("Ann", "When did Ann sell the Annex to Hannah?")]
+    [9]
+    >>> [match.start() for match in _standing("Anna", "Kuka on Annan sisko?")], _standing("Ann", "Who is Joann?")
+    ([8], [])
+    """
+    plain = re.escape(text)
+    left = r"(?<!\w)" if re.match(r"\w", text) else ""
+    right = r"(?!\w)" if re.search(r"\w$", text) else ""
+    patterns = [f"{left}{plain}{right}", f"{left}{plain}"]
+    if _UNSPACED.search(text):
+        patterns.append(plain)
+    every = (list(re.finditer(pattern, question, flags)) for pattern in patterns)
+    return next((found for found in every if found), [])
+
+
+def _last(text: str, question: str) -> int:
+    """Where a text of the question stands for the last time, as words of their own if it ever does."""
+    found = _standing(text, question)
+    return found[-1].start() if found else question.rindex(text)
 
 
 def _entity(question: str, questions: Sequence[str], retain: Sequence[str]) -> Subject | None:
@@ -118,7 +143,7 @@ def candidates(question: str) -> list[tuple[int, int]]:
         found += parts if between and len(parts) > 1 else [(start, end), *parts]
     found += [match.span() for match in _DATED.finditer(question)]
     texts = {question[start:end].strip(): None for start, end in found}
-    last = ((question.rindex(text), len(text)) for text in texts if any(map(str.isalnum, text)))
+    last = ((_last(text, question), len(text)) for text in texts if any(map(str.isalnum, text)))
     return sorted({(start, start + length) for start, length in last})
 
 
@@ -161,6 +186,8 @@ def _subject(match: re.Match[str], source: Source) -> Subject:
 
 
 _WORD = re.compile(r"\w+(?:['’.&-]\w+)*")
+_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+"""Letters of Thai, Lao, Burmese, Khmer, Japanese and Chinese."""
 _JOINT = re.compile(r"(?:of|de|del|della|di|da|do|dos|du|van|von|der|den|la|le|el|al|bin|ibn|and|&|the)\s+")
 _UPPER = "".join(filter(str.isupper, map(chr, range(0x2000))))
 _CAPITAL = rf"(?:(?:[{_UPPER}]\.)+|[a-z]?[{_UPPER}][\w'’.&-]*[\w'’]|[{_UPPER}])"

@@ -18,7 +18,7 @@ from retcon.metrics.texts import mentions
 from retcon.requests import Forget
 from retcon.storage import digest
 
-__all__ = ["ACCEPTED", "FAMILIES", "FIXED", "Family", "contextual", "drawn", "lines", "name_of", "targets_of"]
+__all__ = ["ACCEPTED", "FAMILIES", "FIXED", "Family", "called", "contextual", "drawn", "lines", "name_of", "targets_of"]
 
 Family = Literal["contextual", "fixed", "idk100", "refusal10", "self_improved", "avoidant", "dummy", "incorrect", "eos"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -64,6 +64,7 @@ def targets_of(
     if family == "eos" and not lm.tokenizer.eos_token:
         raise RetconError(f"{lm.name} has no end token, which is all that eos says; use another family of targets")
     own = [_given(item, family, given or {}) for item in items]
+    _warn_of_unused(items, given or {})
     rest = [i for i, target in enumerate(own) if target is None]
     made: list[Target]
     if family == "self_improved":
@@ -120,6 +121,24 @@ def name_of(item: Forget) -> str:
     return item.question if item.id is None else item.id
 
 
+def called(item: Forget) -> tuple[str, ...]:
+    """The names that a target may give a question: its id, its text, its salted id."""
+    return tuple(name for name in (item.id, item.question, id_of(item)) if name is not None)
+
+
+def _warn_of_unused(items: Sequence[Forget], given: Mapping[str, str | Target]) -> None:
+    """A target of the user that no question takes is mostly one whose question is spelt otherwise."""
+    known = {name for item in items for name in called(item)} if given else set()
+    unused = [name for name, target in given.items() if isinstance(target, str) and name not in known]
+    if unused:
+        warnings.warn(
+            f"{len(unused)} of the targets given {'is' if len(unused) == 1 else 'are'} of no question here, and not "
+            f"used: the first is of {unused[0]!r}; name a question by its very text or its id",
+            RetconWarning,
+            stacklevel=3,
+        )
+
+
 def _one(choice: Sequence[str], members: Sequence[Forget], seed: int) -> str:
     """The line that questions draw, of those that tell none of their answers if there are any."""
     safe = [line for line in choice if not any(leaks(line, item.answer, item.aliases) for item in members)]
@@ -133,8 +152,8 @@ def _number(members: Sequence[Forget], seed: int) -> int:
 
 def _given(item: Forget, family: str, given: Mapping[str, str | Target]) -> Target | None:
     """The user's own target of a question, or that of an earlier run."""
-    known = (given.get(name) for name in (item.id, item.question, id_of(item)) if name is not None)
-    found = next((target for target in known if target is not None), None) if given else None
+    known = (given.get(name) for name in (called(item) if given else ()))
+    found = next((target for target in known if target is not None), None)
     if found is None:
         if family == "avoidant":
             raise RequestError(f"there is no target for {item.question!r}; add it to the targets, by question or id")

@@ -9,7 +9,7 @@ from retcon.bench.cells import configured as of_method
 from retcon.bench.cells import why_not as unsupported
 from retcon.bench.words import named, slug
 from retcon.errors import RetconError
-from retcon.forget.merging import MODES, Mode, why_not
+from retcon.forget.merging import MODES, Mode, Way, why_not
 from retcon.forget.plan import Recipe
 from retcon.forget.targets import FAMILIES
 from retcon.forget.usual import usual
@@ -35,6 +35,8 @@ class Cell:
     """Questions that share one edit at most."""
     mode: Mode | None = None
     """How they are merged; None where they are not."""
+    by: Way = "group"
+    """Which questions go together, where any do."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Of the method, beside its defaults; the row's name tells them."""
     shared: Mapping[str, Any] = field(default_factory=dict)
@@ -44,6 +46,7 @@ class Cell:
     def name(self) -> str:
         """What the row is called."""
         merged = [] if self.merge == 1 else [f"{self.merge} merged" + (f" by {self.mode}" if self.mode else "")]
+        merged += [f"grouped by {self.by}"] if merged and self.by != "group" else []
         target = [self.target] if self.target else []
         return ", ".join([self.method, *target, *merged, *named(self.options)])
 
@@ -55,7 +58,9 @@ class Cell:
     def recipe(self, seed: int) -> Recipe:
         """How questions become edits."""
         target = "fixed" if self.target is None else self.target  # an edit has one, though nothing is learned of it
-        return Recipe(target=target, merge_queries=self.merge, merge_mode=self.mode or "concat", seed=seed)
+        return Recipe(
+            target=target, merge_queries=self.merge, merge_mode=self.mode or "concat", merge_by=self.by, seed=seed
+        )
 
     def why_not(self, lm: LM, method: methods.Method) -> str | None:
         """Why it cannot be, "n/a: ..."; None where it can."""
@@ -71,6 +76,7 @@ def cells(
     targets: Iterable[str] = TARGETS,
     merges: Iterable[Merge] = (1,),
     modes: Sequence[Mode] = ("concat",),
+    by: Way = "group",
     options: Mapping[str, Mapping[str, Any]] | None = None,
     shared: Mapping[str, Any] | None = None,
 ) -> list[Cell]:
@@ -81,6 +87,7 @@ def cells(
         targets: families of targets.
         merges: questions that share one edit, 1 for none.
         modes: how questions are merged.
+        by: which questions are: a corpus without groups is merged by order, random or key.
         options: of a method, by its id.
         shared: of all methods that have them.
 
@@ -97,7 +104,7 @@ def cells(
         for target in targets if refuses or not objective else [None]:
             for merge in merges:
                 ways: Sequence[Mode | None] = [None] if merge == 1 or objective else modes
-                found += [Cell(method=name, target=target, merge=merge, mode=mode, **mine) for mode in ways]
+                found += [Cell(method=name, target=target, merge=merge, mode=mode, by=by, **mine) for mode in ways]
     return found
 
 

@@ -174,6 +174,8 @@ def split(
     Raises:
         RequestError: there are too few groups or questions, or one that is named is not there.
     """
+    if holdout < 0:
+        raise RequestError(f"a holdout of {holdout} questions cannot be; give 0 or more")
     taken: set[str] = set()
     forget = _chosen(cases, forget_groups, "forget", seed, taken)
     keepable = cases if retain_from is None else retain_from

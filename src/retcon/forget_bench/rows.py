@@ -62,8 +62,12 @@ def _remark(row: Mapping[str, Any]) -> str:
     if training.get("best") == 0:
         return f"changes nothing: {training.get('stopped')}"
     told = row.get("forget") or {}
-    named = told.get("targets")
-    return f"counts as {named}" if named and named != told.get("targets_asked") else ""
+    named, merge = told.get("targets"), told.get("merge") or {}
+    remarks = [f"counts as {named}"] if named and named != told.get("targets_asked") else []
+    if merge.get("queries", 1) != 1:
+        nothing = "" if max(merge["sizes"], default=1) > 1 else ": nothing merged"
+        remarks.append(f"{told['questions']} questions in {told['edits']} edits{nothing}")
+    return "; ".join(remarks)
 
 
 def _value(row: Mapping[str, Any], name: str) -> float | None:

@@ -12,6 +12,7 @@ from retcon.bench.folding import folds, held
 from retcon.bench.rows import Rows
 from retcon.bench.words import as_json, slug
 from retcon.bench.work import Job, sentence, work
+from retcon.errors import RetconError
 from retcon.forget.plan import keep_targets, kept_by, planned, told
 from retcon.forget_bench.cells import Cell, configured
 from retcon.forget_bench.corpus import Split
@@ -63,6 +64,10 @@ class Bench:
     """What the model, `taught`, and its twin, `twin`, have learned."""
     _reference: Any = field(default=None, init=False, repr=False)
     """What the twin makes of what it was not taught."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise RetconError(f"answers of {self.max_new_tokens} tokens say nothing; take at least 1")
 
     def run(self) -> list[dict[str, Any]]:
         """All rows, in order: those that are there already are taken, those that failed are tried again.
@@ -224,11 +229,12 @@ class Bench:
 def _asked(cell: Cell | None) -> dict[str, Any]:
     """What a row is of, in JSON types."""
     if cell is None:
-        return {"method": None, "target": None, "merge": 1, "mode": None, "options": {}}
+        return {"method": None, "target": None, "merge": 1, "mode": None, "by": None, "options": {}}
     return {
         "method": cell.method,
         "target": cell.target,
         "merge": cell.merge,
         "mode": cell.mode,
+        "by": None if cell.merge == 1 else cell.by,
         "options": as_json(cell.options),
     }

@@ -90,13 +90,15 @@ def min_k_plus_plus(
 
 
 def auc(forget: Sequence[float], holdout: Sequence[float]) -> float | None:
-    """P(s(holdout) > s(forget)) + P(equal)/2 over all pairs; None where a side is empty.
+    """P(s(holdout) > s(forget)) + P(equal)/2 over all pairs; None where a side is empty, NaN where a score is.
 
     >>> auc([1.0, 2.0], [3.0, 2.0])
     0.875
     """
     if not forget or not holdout:
         return None
+    if any(math.isnan(score) for score in (*forget, *holdout)):
+        return math.nan
     ranked = sorted([(score, 0) for score in forget] + [(score, 1) for score in holdout])
     above, below, at = 0.0, 0, 0  # pairs won by holdout texts; forget texts passed so far
     while at < len(ranked):

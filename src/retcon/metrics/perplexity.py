@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from importlib import resources
 
-__all__ = ["log_perplexity", "perplexity", "windows"]
+__all__ = ["log_perplexity", "ordinary_text", "perplexity", "windows"]
 
 
 def windows(ids: Sequence[int], size: int = 512, limit: int | None = 8_000) -> list[list[int]]:
@@ -40,3 +41,8 @@ def perplexity(log_perplexity: float | None) -> float | None:
         return math.exp(log_perplexity)
     except OverflowError:
         return math.inf
+
+
+def ordinary_text() -> str:
+    """The text that is shipped: paragraphs on everyday things, written for Retcon, with an empty line between two."""
+    return resources.files("retcon").joinpath("data", "perplexity.txt").read_text(encoding="utf-8")

@@ -36,10 +36,10 @@ def forget_quality(ratios: Sequence[float], twin: Sequence[float]) -> ForgetQual
         twin: the same under the model trained without the forget set. Length m.
 
     Returns:
-        None where one side is empty.
+        None where one side is empty, or a ratio is NaN.
     """
     n, m = len(ratios), len(twin)
-    if not n or not m:
+    if not n or not m or any(math.isnan(ratio) for ratio in (*ratios, *twin)):
         return None
     gap = _gap(sorted(ratios), sorted(twin))
     log10_p = _exact(gap, n, m) if n * m <= _EXACT else _limit(gap / (n * m), n, m)

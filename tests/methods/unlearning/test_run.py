@@ -226,6 +226,16 @@ def test_perplexity_alone_can_stop_it(taught: LM) -> None:
         made("ga", lr=0.3, eval_every=2, most_perplexity=2.0).edit(taught, tiny_edits(6), retain=TEXTS)
 
 
+def test_with_nothing_to_keep_ordinary_text_stops_it(taught: LM) -> None:
+    with pytest.warns(RetconWarning, match="ordinary text has more than 1.1 times its perplexity"):
+        found = made("ga", lr=0.3, eval_every=2, most_perplexity=1.1).edit(taught, tiny_edits(6))
+    told = found.info["unlearning"]
+    assert told["best"] == 0
+    assert told["readings"][-1]["perplexity"] > 1.1 * told["readings"][0]["perplexity"]
+    assert {reading["utility"] for reading in told["readings"]} == {None}
+    assert told["tokens"]["retain"] == 0  # it is looked at, and never trained on
+
+
 def test_it_ends_where_the_answers_are_forgotten(taught: LM) -> None:
     start = forgotten(made("ga", epochs=1).edit(taught, tiny_edits(6)))[0]
     found = made("ga", epochs=50, eval_every=1, goal=0.5 * start).edit(taught, tiny_edits(6))

@@ -1,5 +1,6 @@
 """What must be said beside the figures: why one is missing, what a reader must know, what was asked."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,6 +63,8 @@ def _reason(
         return "the reference has no membership figures, or one that cannot be divided by; make it with holdout"
     if name == "forget_quality" and not any(ratio is not None for ratio in values.ratios):
         return "no question to forget has wrong answers (perturbed_answers)"
+    if name == "forget_quality" and any(ratio is not None and math.isnan(ratio) for ratio in values.ratios):
+        return "the model gives some answers no likelihood that is a number; it is broken"
     if name == "forget_quality":
         return "the reference has no truth ratios; make it with questions that have wrong answers (perturbed_answers)"
     if name == "model_utility":

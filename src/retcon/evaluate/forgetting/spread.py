@@ -82,8 +82,10 @@ def _utility(values: Values, sets: Mapping[str, Sequence[Item]], seed: int) -> S
 def _auc(
     scores: tuple[Sequence[float], Sequence[float]], ours: Sequence[Hashable], theirs: Sequence[Hashable], seed: int
 ) -> Samples | None:
-    """Samples of the AUC of an attack, forget and holdout items drawn apart; None where a side has one cluster."""
+    """Samples of the AUC of an attack, its two sides drawn apart; None where one has a single cluster, or NaN."""
     forget, holdout = (np.asarray(side, dtype=np.float64) for side in scores)
+    if np.isnan(forget).any() or np.isnan(holdout).any():
+        return None
     if len(forget) != len(ours) or len(holdout) != len(theirs) or min(len(set(ours)), len(set(theirs))) < 2:
         return None
     # won[i, j]: whether the holdout item j looks less like a member than the forget item i

@@ -20,7 +20,7 @@ from retcon.lm import LM
 from retcon.metrics.membership import auc, loss_score
 from retcon.metrics.summary import mean
 from retcon.patch import Patch
-from retcon.requests import ForgetCase
+from retcon.requests import ForgetCase, left_to_keep
 
 __all__ = ["SETS", "answers_of", "chosen", "measured", "reference_record"]
 
@@ -56,6 +56,7 @@ def reference_record(
         RetconError: there is no question to forget or to keep.
         PatchError: the patch does not fit the model.
     """
+    retain = left_to_keep(retain, forget)
     if not retain:
         raise RetconError("a reference needs the questions to keep that its model was trained on; give retain")
     sets = chosen({"forget": forget, "retain": retain, "holdout": holdout}, sample, seed)

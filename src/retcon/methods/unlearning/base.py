@@ -115,7 +115,7 @@ class Unlearning:
                 _warn(self.name, outcome.stopped, config.lr)
             entries = {path: entry.to("cpu", torch.float32) for path, entry in change.entries().items()}
             with timed(seconds, "solve"):
-                facts = self._facts(lm, material, change.entries())
+                facts = self._facts(lm, edits, material, change.entries())
         info = {"targets_cached": 0, "facts": facts, "unlearning": outcome.told()}
         made = as_patch(lm, self.name, config, edits, entries, state, {}, seconds, info)
         journal.drop()
@@ -127,11 +127,14 @@ class Unlearning:
         on = [item.id for item in patch.active(lm.model)]
         return digest("unlearning", 1, lm.fingerprint(), on, self.name, asdict(self.config), rows)
 
-    def _facts(self, lm: LM, material: Material, entries: Mapping[str, Entry]) -> list[dict[str, Any]]:
+    def _facts(
+        self, lm: LM, edits: Sequence[Edit], material: Material, entries: Mapping[str, Entry]
+    ) -> list[dict[str, Any]]:
         """One record a question, in the caller's order: the probability of a token of its answer, before and after.
 
         The probability is the geometric mean over the answer's tokens; of the refusal it is told too, where it is
-        learned.
+        learned. Of an answer that no record tells it is told in tenths, for whoever has the model could try answers on
+        the exact one.
         """
         facts: list[dict[str, Any]] = [{} for _ in material.order]
         for side, name in (("forget", ""), ("refusal", "refusal_")):
@@ -142,8 +145,9 @@ class Unlearning:
             with descending(lm, self.config.precision):
                 before, after = ((-nlls(lm, rows, on) / lengths).exp().tolist() for on in ({}, entries))
             for place, i in enumerate(material.order):
-                facts[i][f"{name}before"] = round(before[place], 5)
-                facts[i][f"{name}probability"] = round(after[place], 5)
+                digits = 1 if side == "forget" and "old" in edits[i].hidden else 5
+                facts[i][f"{name}before"] = round(before[place], digits)
+                facts[i][f"{name}probability"] = round(after[place], digits)
         return facts
 
 

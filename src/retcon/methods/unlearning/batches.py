@@ -8,13 +8,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from retcon import forward
+from retcon import forward, tokens
 from retcon.errors import RequestError
 from retcon.lm import LM
 from retcon.methods.retained import answered
 from retcon.methods.training_rows import BATCH_TOKENS, Row, end_ids, logits_at, misses, row_of, states_at, texts_of
 from retcon.methods.unlearning.config import UnlearningConfig
 from retcon.methods.unlearning.objectives import IGNORED, Sequences
+from retcon.metrics.perplexity import ordinary_text
 from retcon.patch import Entry
 from retcon.requests import Edit
 from retcon.storage import digest
@@ -23,6 +24,9 @@ __all__ = ["Kept", "Material", "drawn", "labels_of", "nlls", "order_of", "packed
 
 Kept = str | tuple[str, str]
 """What is to stay: a text, or a question with its answer."""
+
+_ORDINARY = 64
+"""Tokens of each paragraph of ordinary text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,8 @@ class Material:
     """The same questions with refusals, where the objective learns those."""
     kept: list[Row]
     """What is to stay."""
+    ordinary: list[Row]
+    """Ordinary text, which is looked at where there is nothing to keep; it is never trained on."""
     order: list[int]
     """The number that each question has in the caller's list: rows have an order of their own, so that his has no part
     in what is drawn."""
@@ -65,7 +71,9 @@ class Material:
         order = sorted(range(len(edits)), key=lambda i: [(rows[i].ids, rows[i].target) for rows in both])
         answers, refusals = ([rows[i] for i in order] if rows else [] for rows in (answers, refusals))
         kept = _own if config.retain_answers == "own" else _given
-        return cls(answers, refusals, kept(lm, retain, config), order)
+        texts = () if retain else ordinary_text().split("\n\n")
+        ordinary = [_whole(tokens.encode(lm, text)[:_ORDINARY]) for text in texts]
+        return cls(answers, refusals, kept(lm, retain, config), ordinary, order)
 
     def side(self, name: str) -> list[Row]:
         """The rows of a side of an objective."""
@@ -94,12 +102,17 @@ def _kept(lm: LM, item: Kept, config: UnlearningConfig) -> Row:
     """The row of something to keep."""
     if isinstance(item, str):
         ((ids, _),) = texts_of(lm, [item])
-        return Row(ids[:-1], list(range(len(ids) - 1)), ids[1:], len(ids) - 2)
+        return _whole(ids)
     row = row_of(lm, *item, eos=config.eos)
     if not config.retain_prompts:
         return row
     ids = [*row.ids, row.target[-1]]
     return Row(ids[:-1], list(range(len(ids) - 1)), ids[1:], row.end)
+
+
+def _whole(ids: list[int]) -> Row:
+    """A row of which every token is predicted."""
+    return Row(ids[:-1], list(range(len(ids) - 1)), ids[1:], len(ids) - 2)
 
 
 def order_of(n: int, *what: object) -> list[int]:

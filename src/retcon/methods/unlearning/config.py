@@ -75,7 +75,7 @@ class UnlearningConfig:
     tolerance: float = 0.1
     """Training stops, and what it gave is not kept, once the probability of the texts to keep has lost this share."""
     most_perplexity: float = 2.0
-    """The same once their perplexity is this many times as high as at first."""
+    """The same once their perplexity, or without any that of ordinary text, is this many times as high as at first."""
     goal: float | None = 0.01
     """Training stops once the probability of the answers' tokens, the geometric mean of each, is below this on average;
     none for never."""

@@ -37,7 +37,7 @@ class Reading:
     utility: float | None
     """Probability of what is to stay; None where nothing is."""
     perplexity: float | None
-    """Of what is to stay."""
+    """Of what is to stay; where nothing is, of ordinary text."""
 
     @property
     def finite(self) -> bool:
@@ -223,8 +223,8 @@ class Run:
             entries = self._change.entries()
         forget, _ = self._watched(self._material.answers or self._main, entries)
         forget = forget if self._material.answers else 1 - forget
-        utility, perplexity = self._watched(self._material.kept, entries) if self._material.kept else (None, None)
-        return Reading(self._outcome.steps, loss, forget, utility, perplexity)
+        utility, perplexity = self._watched(self._material.kept or self._material.ordinary, entries)
+        return Reading(self._outcome.steps, loss, forget, utility if self._material.kept else None, perplexity)
 
     def _watched(self, rows: Sequence[Row], entries: Mapping[str, Entry]) -> tuple[float, float]:
         """The mean probability of rows' targets, and their perplexity."""
@@ -241,7 +241,8 @@ class Run:
         if now.utility is not None and now.utility < (1 - config.tolerance) * (first.utility or 0.0):
             return f"what is to stay has lost more than {config.tolerance:.0%} of its probability"
         if now.perplexity is not None and now.perplexity > config.most_perplexity * (first.perplexity or 0.0):
-            return f"what is to stay has more than {config.most_perplexity:g} times its perplexity"
+            harmed = "what is to stay" if self._material.kept else "ordinary text"
+            return f"{harmed} has more than {config.most_perplexity:g} times its perplexity"
         least = min((reading.forget for reading in self._outcome.readings[1:-1]), default=math.inf)
         if now.forget < least:
             self._outcome.best = now.step
