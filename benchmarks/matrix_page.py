@@ -77,6 +77,8 @@ def _section(table: Table, drawn: dict[str, str]) -> list[str]:
     ordered = [rows[name] for name in dict.fromkeys([*best_first, *rows])]
     title = f"{TITLES.get(table.dataset, table.dataset)}, {table.edits:,} facts"
     remark = [REMARKS[table.dataset], ""] if table.dataset in REMARKS else []
+    left = [name for name in table.able if name not in rows]
+    remark += [f"Not measured yet: {', '.join(f'`{name}`' for name in left)}.", ""] if left else []
     lines = [f"## {title}", "", *remark, *_table(ordered), *_plots(table, found, drawn)]
     more = f"[All figures with their 95% intervals](../benchmarks/results/matrix/{table.name}/rows.md)"
     shown = f"`retcon bench show benchmarks/results/matrix/{table.name}` shows them in a terminal."
