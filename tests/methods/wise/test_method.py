@@ -139,7 +139,7 @@ def test_training_ends_by_its_rule(tiny_lm: TinyLM) -> None:
 def test_the_change_is_clipped_and_only_masked_entries_ever_move(tiny_lm: TinyLM) -> None:
     """Defect W1: weight decay acted on all entries; after forty edits those off the mask are still exactly zero."""
     lm = tiny_lm("llama")
-    made = wise(steps=2, lr=5.0, clip=0.02, recalibrate=False).edit(lm, tiny_edits(40))
+    made = wise(steps=2, lr=5.0, clip=0.02, save_freq=40, merge_freq=None, recalibrate=False).edit(lm, tiny_edits(40))
     memory = entry_of(made).memory(0)
     assert len(memory.names) == 40
     assert torch.equal(memory.mask, drawn_mask(0, 0, entry_of(made).shape, 0.2))

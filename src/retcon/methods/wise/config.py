@@ -37,7 +37,7 @@ class WISEConfig:
     """Share of the weight's entries that a memory may change."""
     clip: float = 1.0
     """How far an entry may be moved."""
-    save_freq: int = 500
+    save_freq: int = 20
     """Edits after which a memory is closed and a new one begins."""
     merge_freq: int | None = 1000
     """Edits, a multiple of save_freq, after which closed memories are merged into one; None for never."""
