@@ -137,5 +137,7 @@ def test_targets_of_an_earlier_run_are_read_from_their_file(tmp_path: Path) -> N
     assert [edit["target_new"] for edit in patch.edits] == ["{} is unknown to me.</s>", "No.</s>"]
     assert patch.info["forget"]["target_sources"] == {"self_improved": 1, "fixed": 1}
     assert (patch.info["forget"]["targets"], patch.info["forget"]["accepted"]) == ("self_improved", 0.5)
-    other = retcon.forget(model, tokenizer, items, targets=file, target="idk100", **QUICK)
-    assert other.info["forget"]["targets"] == "idk100"
+    again = retcon.forget(model, tokenizer, items, targets=file, target="self_improved", **QUICK)
+    assert again.id == patch.id
+    with pytest.raises(RequestError, match="holds targets of the family self_improved, not idk100"):
+        retcon.forget(model, tokenizer, items, targets=file, target="idk100", **QUICK)
