@@ -8,11 +8,12 @@ from benchmarks import common, matrix
 from benchmarks.matrix import Table
 from retcon import storage
 from retcon.bench.rows import Row
-from retcon.bench.words import markdown, named, number
-from retcon.metrics.summary import harmonic_mean
+from retcon.bench.words import markdown, number
+from retcon.evaluate.record import scored
+from retcon.metrics.summary import SCORES
 from retcon.report.bench import pictures
 from retcon.report.parts import alone
-from retcon.report.rows import Board, boards
+from retcon.report.rows import Board, boards, named
 
 __all__ = ["PAGE", "write"]
 
@@ -26,7 +27,6 @@ REMARKS = {
 }
 """What must be known of a set to read its figures."""
 SCORE = "score_gen"
-SCORED = ("efficacy_gen", "generalization_gen", "specificity_gen")
 SHOWN = (
     *("efficacy_gen", "generalization_gen", "portability_gen", "two_hop_gen", "specificity_gen", "specificity"),
     *(common.CHANGE, SCORE, "efficacy", "efficacy_prefixed", "generalization"),
@@ -41,7 +41,7 @@ judged on the final model, all edits in force. [What each figure means](evaluate
 - Free-running gains stand first: what the model writes by itself. Beside them stand the harms: `specificity_gen`,
   `specificity` and the *{common.CHANGE}*, of ordinary text against the unedited model. `efficacy` and
   `generalization` are strict and teacher-forced.
-- `{SCORE}` is the harmonic mean of `{SCORED[0]}`, `{SCORED[1]}` and `{SCORED[2]}`, of those that the
+- `{SCORE}` is the harmonic mean of {", ".join(f"`{name}`" for name in SCORES[SCORE])}, of those that the
   set has. It orders the methods: neither one that changes everything nor one that changes nothing comes first.
 - *s an edit* is taken apart from these rows: 20 facts in a batch, alone on the machine, nothing from a cache
   ([`methods/timing_*`](../benchmarks/results)); statistics of keys, collected once a model, are left out.
@@ -69,10 +69,10 @@ def _keep(place: Path, text: str) -> None:
 
 def _section(table: Table, drawn: dict[str, str]) -> list[str]:
     """One table with its plots, which are added to `drawn`, and where it comes from."""
-    rows = {row["method"]: _timed(_scored(row)) for row in matrix.held(table)}
+    rows = {row["method"]: _timed(scored(row)) for row in matrix.held(table)}
     if not rows:
         return []
-    found = boards(row | {"options": {}} for row in rows.values())
+    found = boards(rows.values())
     best_first = [entry.method for board in found for entry in board.entries]
     ordered = [rows[name] for name in dict.fromkeys([*best_first, *rows])]
     title = f"{TITLES.get(table.dataset, table.dataset)}, {table.edits:,} facts"
@@ -83,16 +83,6 @@ def _section(table: Table, drawn: dict[str, str]) -> list[str]:
     more = f"[All figures with their 95% intervals](../benchmarks/results/matrix/{table.name}/rows.md)"
     shown = f"`retcon bench show benchmarks/results/matrix/{table.name}` shows them in a terminal."
     return [*lines, f"{more}; {shown}", "", *_origin(ordered), ""]
-
-
-def _scored(row: Row) -> Row:
-    """A row with the free-running score in place of the strict one."""
-    made = dict(row)
-    for part in ("metrics", "before"):
-        figures = {name: value for name, value in (row.get(part) or {}).items() if name != "score"}
-        had = [figures[name] for name in SCORED if figures.get(name) is not None]
-        made[part] = {SCORE: harmonic_mean(had), **figures} if figures else None
-    return made
 
 
 def _timed(row: Row) -> Row:

@@ -145,7 +145,7 @@ def test_rows_of_the_bench_command_are_taken_as_they_are(tmp_path: Path) -> None
     (board,) = boards(rows)
     (entry,) = board.entries
     assert (board.facts, board.model) == ("3 facts of zsre, 2 at a time", tmp_path.name)
-    assert (entry.method, entry.seconds, entry.figures["score"]) == ("memit, ridge=1.0", 6.0, 0.8)
+    assert (entry.method, entry.seconds, entry.figures["score"]) == ("memit", 6.0, 0.8)
     assert [n for n, _ in entry.retention] == [2, 3]
     assert [found["efficacy"] for _, found in entry.retention] == [1.0, pytest.approx(2 / 3)]
     rows += [asked | {"row": "b", "failed": "out of memory"}, asked | {"row": "c", "na": "no subject"}]

@@ -47,7 +47,7 @@ def test_a_plot_alone_is_whole_and_brings_its_colours_for_light_and_dark() -> No
     picture = ElementTree.fromstring(text)
     space = "{http://www.w3.org/2000/svg}"
     assert picture.tag == f"{space}svg"
-    assert (picture.get("viewBox"), picture.get("width"), picture.get("height")) == ("0 0 400 260", "760", "494")
+    assert (picture.get("viewBox"), picture.get("width"), picture.get("height")) == ("0 0 400 270", "760", "513")
     style = picture.findtext(f"{space}style") or ""
     for part in ("--accent: #2a62b8", "prefers-color-scheme: dark", "--accent: #74a9ff", "svg .front", "svg .line.c7"):
         assert part in style

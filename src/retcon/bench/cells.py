@@ -7,9 +7,10 @@ from typing import Any
 
 from retcon import methods
 from retcon.bench.config import Config
-from retcon.bench.words import as_json, named, slug
+from retcon.bench.words import as_json, slug
 from retcon.errors import RetconError
 from retcon.lm import LM
+from retcon.report.rows import named
 
 __all__ = ["Cell", "cells", "configured", "short", "why_not"]
 

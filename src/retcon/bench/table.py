@@ -4,9 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from retcon.bench.cells import short
-from retcon.bench.words import markdown, named, number
-from retcon.evaluate.record import restored
+from retcon.bench.words import markdown, number
+from retcon.evaluate.record import restored, scored
 from retcon.metrics import METRICS
+from retcon.report.rows import called, options
 
 __all__ = ["laid_out", "latest", "page"]
 
@@ -21,7 +22,7 @@ _WIDTH = 80
 def latest(rows: Iterable[Row]) -> list[Row]:
     """Of rows of one name, as an older version or another sample left them, the last; in the order of first rows.
     Figures that are no finite numbers are such numbers again."""
-    return [restored(row) for row in {row["row"]: row for row in rows}.values()]
+    return [scored(restored(row)) for row in {row["row"]: row for row in rows}.values()]
 
 
 def laid_out(rows: Iterable[Row]) -> tuple[list[str], list[list[str]]]:
@@ -31,11 +32,11 @@ def laid_out(rows: Iterable[Row]) -> tuple[list[str], list[list[str]]]:
     varied = [name for name in ("seed", "chunk", "model") if len({row[name] for row in rows}) > 1]
     heads = ["method", "set", "N", *varied, *shown, *kept, "s an edit", "peak MB", "remark"]
     lines = []
-    for row in rows:
+    for row, name in zip(rows, called(rows), strict=True):
         where = [short(row["dataset"]), str(row["edits"])]
-        where += [short(str(row[name])) if row[name] is not None else "–" for name in varied]
-        figures = [number(_value(row, name)) for name in shown] + [number(_retention(row, name)) for name in kept]
-        lines.append([_method(row), *where, *figures, *_cost(row), _remark(row)[:_WIDTH]])
+        where += [short(str(row[one])) if row[one] is not None else "–" for one in varied]
+        figures = [number(_value(row, one)) for one in shown] + [number(_retention(row, one)) for one in kept]
+        lines.append([name, *where, *figures, *_cost(row), _remark(row)[:_WIDTH]])
     return heads, lines
 
 
@@ -73,11 +74,11 @@ def _section(group: Sequence[Row]) -> list[str]:
     if (judged := next((row for row in group if row.get("before")), None)) is not None:
         bare = [_bounded(judged, "before", "before_intervals", name) for name in shown]
         lines.append(["*unedited*", *bare, *["–"] * (len(kept) + 3), ""])
-    for row in group:
+    for row, method in zip(group, called(group), strict=True):
         figures = [_bounded(row, "metrics", "intervals", name) for name in shown]
         figures += [number(_retention(row, name)) for name in kept]
         size = (row.get("patch") or {}).get("bytes")
-        lines.append([_method(row), *figures, *_cost(row), number(size and size / 2**20, 2), _remark(row)])
+        lines.append([method, *figures, *_cost(row), number(size and size / 2**20, 2), _remark(row)])
     return [f"## {where}\n", markdown(heads, lines), *_origin(group)]
 
 
@@ -97,6 +98,7 @@ def _origin(group: Sequence[Row]) -> list[str]:
     words = [
         f"{first['judged']} of {first['n']} cases judged; SHA-256 of the data {data['sha256'][:16]}{licence}.",
         *(f"Made by `{command}`." for command in made),
+        *(f"With `{option}`: {', '.join(having)}." for option, having in options(group).items()),
         ", ".join(f"{name} {version}" for name, version in versions.items())
         + f"; {hardware['accelerator'] or hardware['cpu']}, {hardware['threads']} threads.",
     ]
@@ -126,10 +128,6 @@ def _bounded(row: Row, figures: str, bounds: str, name: str) -> str:
     """A figure with its interval."""
     value, interval = (row.get(figures) or {}).get(name), (row.get(bounds) or {}).get(name)
     return number(value) + ("" if interval is None else f" [{number(interval[0])}, {number(interval[1])}]")
-
-
-def _method(row: Row) -> str:
-    return ", ".join([str(row["method"]), *named(row["options"])])
 
 
 def _cost(row: Row) -> list[str]:

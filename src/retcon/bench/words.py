@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-__all__ = ["as_json", "duration", "markdown", "named", "number", "slug"]
+__all__ = ["as_json", "duration", "markdown", "number", "slug"]
 
 
 def slug(name: str) -> str:
@@ -16,15 +15,6 @@ def slug(name: str) -> str:
     """
     kept = "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in name)
     return "-".join(part for part in kept.split("-") if part)
-
-
-def named(options: Mapping[str, Any]) -> list[str]:
-    """Options of a method as a row's name tells them; of a file its last part.
-
-    >>> named({"layers": (1, 2), "steps": 7})
-    ['layers=1,2', 'steps=7']
-    """
-    return [f"{key}={_plain(value)}" for key, value in options.items()]
 
 
 def as_json(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,12 +50,6 @@ def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
     rows = [list(heads), ["---"] * len(heads), *lines]
     return "".join("| " + " | ".join(map(_safe, row)) + " |\n" for row in rows)
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, str) and Path(value).exists():
-        return Path(value).name
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _safe(cell: str) -> str:

@@ -182,10 +182,13 @@ def _planned(plan: "Plan", out: Path) -> dict[str, object]:
 
 def _show_rows(shown: Screen, rows: Sequence[dict[str, object]]) -> None:
     from retcon.bench import laid_out
+    from retcon.report.rows import options
 
     heads, lines = laid_out(rows)
     words = {"method", "set", "model", "remark"}
     shown.table([head if head in words else f"{head}#" for head in heads], lines)
+    for option, methods in options(rows).items():
+        shown.say(f"with {option}: {', '.join(methods)}")
 
 
 def _show_comparison(shown: Screen, found: "Comparison") -> None:

@@ -12,7 +12,6 @@ from retcon.evaluate.generating import said
 from retcon.evaluate.plan import (
     FLUENCY_TOKENS,
     OF_TEXT,
-    SCORES,
     TWO_HOP,
     CaseQuestions,
     Plan,
@@ -28,7 +27,7 @@ from retcon.metrics.intervals import bounds, resample_means
 from retcon.metrics.match import gen_start
 from retcon.metrics.perplexity import log_perplexity, perplexity
 from retcon.metrics.success import mean_logprob, prefers, strict
-from retcon.metrics.summary import harmonic_mean, mean
+from retcon.metrics.summary import SCORES, mean, parts, score
 
 __all__ = ["Unedited", "Values", "Written", "clusters", "figures", "intervals", "measure", "text_scores"]
 
@@ -216,8 +215,8 @@ def _sortable(logprobs: Sequence[float]) -> float:
 def figures(wanted: frozenset[str], values: Values) -> dict[str, Value]:
     """Each wanted figure: the mean over the cases that have it; None where no case has."""
     found = {name: mean(case.get(name) for case in values.cases) for name in wanted.difference(_WHOLE)}
-    for score in wanted.intersection(SCORES):
-        found[score] = harmonic_mean(found[name] for name in _parts(score, found))
+    for name in wanted.intersection(SCORES):
+        found[name] = score(name, found)
     nats = log_perplexity(values.windows)
     if "log_perplexity" in wanted:
         found["log_perplexity"] = nats
@@ -243,11 +242,11 @@ def intervals(
     columns = {name: [case.get(name) for case in values.cases] for name in sorted(wanted.difference(_WHOLE))}
     samples = resample_means(columns, clusters(subjects), seed=seed)
     means = figures(wanted, values)
-    for score in wanted.intersection(SCORES):
-        names = _parts(score, means)
+    for whole in wanted.intersection(SCORES):
+        names = parts(whole, means)
         if all(name in samples for name in names):
             with np.errstate(divide="ignore"):  # 1 / (1/0) is 0, as it should be
-                samples[score] = len(names) / (1 / np.stack([samples[name] for name in names])).sum(0)
+                samples[whole] = len(names) / (1 / np.stack([samples[name] for name in names])).sum(0)
     if wanted & OF_TEXT and values.windows:
         samples |= {name: found for name, found in _of_text(values, seed).items() if name in wanted}
     return bounds({name: samples[name] for name in METRICS if name in samples})
@@ -270,14 +269,6 @@ def _of_text(values: Values, seed: int) -> dict[str, NDArray[np.float64]]:
         with np.errstate(invalid="ignore"):  # both infinite: no change can be told
             found["log_perplexity_change"] = nats["after"] - nats["before"]
     return found
-
-
-def _parts(score: str, found: Mapping[str, Value]) -> list[str]:
-    """What a score is made of. A free-running one leaves out what no case has, as paraphrases in some sets; efficacy
-    and one other figure there must be."""
-    first, *rest = SCORES[score]
-    there = [name for name in rest if found[name] is not None]
-    return [first, *(there if score == "score_gen" and there else rest)]
 
 
 def clusters(subjects: Sequence[str | None]) -> list[tuple[int, str]]:

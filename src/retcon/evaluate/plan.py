@@ -14,11 +14,11 @@ from retcon.lm import LM
 from retcon.metrics import METRICS
 from retcon.metrics.match import gen_start
 from retcon.metrics.perplexity import ordinary_text, windows
+from retcon.metrics.summary import SCORES
 from retcon.requests import Case
 
 __all__ = [
     "OF_TEXT",
-    "SCORES",
     "CaseQuestions",
     "Encoder",
     "Plan",
@@ -43,12 +43,6 @@ WINDOW, TEXT_TOKENS = 512, 8_000
 
 TEXT_LETTERS = 50 * TEXT_TOKENS
 """No more of a long text is tokenised."""
-
-SCORES = {
-    "score": ("efficacy", "generalization", "specificity"),
-    "score_gen": ("efficacy_gen", "generalization_gen", "specificity_gen"),
-}
-"""Figures that are harmonic means, and of which."""
 
 OF_TEXT = frozenset({"perplexity", "log_perplexity", "log_perplexity_change"})
 """Figures of ordinary text."""

@@ -7,13 +7,14 @@ from typing import Any, Literal
 from retcon import methods
 from retcon.bench.cells import configured as of_method
 from retcon.bench.cells import why_not as unsupported
-from retcon.bench.words import named, slug
+from retcon.bench.words import slug
 from retcon.errors import RetconError
 from retcon.forget.merging import MODES, Mode, Way, why_not
 from retcon.forget.plan import Recipe
 from retcon.forget.targets import FAMILIES
 from retcon.forget.usual import usual
 from retcon.lm import LM
+from retcon.report.rows import named
 
 __all__ = ["METHODS", "TARGETS", "Cell", "Merge", "cells", "configured"]
 

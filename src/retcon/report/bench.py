@@ -22,7 +22,7 @@ from retcon.evaluate.record import noted, plain
 from retcon.metrics import METRICS
 from retcon.report import plots, words
 from retcon.report.parts import NONE, escaped, flat, markdown_table, number, page, written
-from retcon.report.rows import Board, Entry, Retained, Row, boards, failures, taken
+from retcon.report.rows import Board, Entry, Retained, Row, boards, failures, options, taken
 
 __all__ = ["Retained", "Row", "headline", "html", "markdown", "pictures", "table", "write"]
 
@@ -151,6 +151,7 @@ def _origin(rows: Rows) -> dict[str, Any]:
     found: dict[str, Any] = {
         "command": list(dict.fromkeys(one["command"] for one in told if one.get("command"))),
         "data sha256": data,
+        "options": {option: ", ".join(having) for option, having in options(rows).items()},
         "seed": sorted({row["seed"] for row in rows if row.get("seed") is not None}),
     }
     for name in ("versions", "hardware"):

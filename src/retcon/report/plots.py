@@ -18,11 +18,11 @@ __all__ = ["COLOURS", "SIZE", "Point", "Scale", "Series", "front", "heat", "line
 COLOURS = 8
 """How many colours the style has, `c0` to `c7`; dashes tell lines apart without them."""
 
-SIZE = _WIDTH, _HEIGHT = 400.0, 260.0
+SIZE = _WIDTH, _HEIGHT = 400.0, 270.0
 """Of scatters and lines, in units of the picture."""
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 14.0, 12.0, 38.0
-_TEXT, _LETTER = 11.0, 6.1
-"""Height of a label, and the width of a letter of it, in units of the picture."""
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 14.0, 22.0, 38.0
+_TEXT, _LETTER, _BOLD = 11.0, 6.1, 7.2
+"""Height of a label, and the width of a letter of it, thin and bold, in units of the picture."""
 _NAMED = 96.0
 """Room to the right of lines for their names."""
 
@@ -187,10 +187,11 @@ def scatter(
         kind, here = "best" if point in best else "other", (across(point.x), up(point.y))
         title_ = tag("title", f"{point.name}: {y} {_percent(point.y)}, {x} {written(point.x)}")
         parts.append(tag("g", title_, *_crossed(point, across, up), class_=f"point {kind}"))
-        found = _free(point.name, here, [*taken, *thin]) or _free(point.name, here, taken)
-        if found is not None:
+        wide = len(point.name) * (_BOLD if point in best else _LETTER)
+        tries = [[*taken, *thin], taken, *([taken[len(dots) :]] if point in best else [])]  # the best are named
+        if (found := next(filter(None, (_free(wide, here, others) for others in tries)), None)) is not None:
             taken.append(found)
-            names.append(tag("text", point.name, x=found[0], y=found[3] - 2.5, class_=f"name {kind}"))
+            names.append(tag("text", point.name, **_anchored(found, here[0]), class_=f"name {kind}"))
     unbeaten = ", ".join(point.name for point in best)
     return picture(_WIDTH, _HEIGHT, f"{title}. {len(points)} methods; none beats {unbeaten}.", [*parts, *names])
 
@@ -299,9 +300,9 @@ def _steps(best: Sequence[Point], across: Scale, up: Scale) -> str:
     return " ".join(f"{short(a)},{short(b)}" for a, b in corners)
 
 
-def _free(name: str, dot: tuple[float, float], taken: Sequence[Box]) -> Box | None:
+def _free(wide: float, dot: tuple[float, float], taken: Sequence[Box]) -> Box | None:
     """A place for a name beside its dot that covers nothing and stays inside; None where there is none."""
-    wide, (x, y) = len(name) * _LETTER, dot
+    x, y = dot
     right, left = ((8, 4), (7, -6), (7, 15)), ((-8 - wide, 4), (-7 - wide, -6), (-7 - wide, 15))
     middle = ((-wide / 2, -8), (-wide / 2, 18))
     for dx, dy in (right[0], left[0], *middle, *right[1:], *left[1:]):
@@ -310,6 +311,14 @@ def _free(name: str, dot: tuple[float, float], taken: Sequence[Box]) -> Box | No
         if inside and not any(_overlap(box, other) for other in taken):
             return box
     return None
+
+
+def _anchored(box: Box, x: float) -> dict[str, float | str]:
+    """Where a name begins that stands to the right of its dot, or ends to the left of it, or has its middle: what is
+    next to the dot stays there however wide the letters of a reader's font are."""
+    left, _, right, low = box
+    place, anchor = (left, "start") if left > x else (right, "end") if right < x else ((left + right) / 2, "middle")
+    return {"x": place, "y": low - 2.5, "text_anchor": anchor}
 
 
 def _overlap(first: Box, second: Box) -> bool:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Required, TypedDict, cast
 
 from retcon.errors import RetconError
-from retcon.evaluate.record import restored
+from retcon.evaluate.record import restored, scored
 from retcon.metrics import METRICS
 from retcon.report.words import preferred
 
-__all__ = ["Board", "Entry", "Retained", "Row", "boards", "failures", "taken"]
+__all__ = ["Board", "Entry", "Retained", "Row", "boards", "called", "failures", "named", "options", "taken"]
 
 Value = float | None
 Bounds = tuple[float, float]
@@ -143,25 +143,63 @@ def failures(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
 def taken(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
     """The rows in the form of `Row`, of those that share a name the last; errors as in `boards`. Figures that are no
     finite numbers are such numbers again."""
-    named = {row.get("row", number): restored(row) for number, row in enumerate(rows)}
-    listed = [_adopted(row) if "edits" in row else cast("Row", row) for row in named.values()]
-    for number, row in enumerate(listed, 1):
-        for key in ("method", "dataset", "n"):
+    last = list({row.get("row", number): scored(restored(row)) for number, row in enumerate(rows)}.values())
+    for number, row in enumerate(last, 1):
+        for key in ("method", "dataset", "edits" if "edits" in row else "n"):
             if key not in row:
                 raise RetconError(f"row {number} of the benchmark has no {key}; a row has method, dataset and n")
-    return listed
+    return [
+        _adopted(row, name) if "edits" in row else cast("Row", row)
+        for row, name in zip(last, called(last), strict=True)
+    ]
+
+
+def named(options: Mapping[str, Any]) -> list[str]:
+    """Options of a method as a row's name tells them; of a file its last part.
+
+    >>> named({"layers": (1, 2), "steps": 7})
+    ['layers=1,2', 'steps=7']
+    """
+    return [f"{key}={_plain(value)}" for key, value in options.items()]
+
+
+def called(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the method of each row is called: with those of its options that not all rows of the method share.
+
+    >>> rome, one, two = ({"method": "rome", "options": {"steps": n}} for n in (7, 7, 9))
+    >>> called([rome, one]), called([one, two])
+    (['rome', 'rome'], ['rome, steps=7', 'rome, steps=9'])
+    """
+    told: dict[str, list[list[str]]] = {}
+    for row in rows:
+        told.setdefault(str(row["method"]), []).append(named(row.get("options") or {}))
+    shared = {method: set.intersection(*map(set, each)) for method, each in told.items()}
+    left = {method: iter(each) for method, each in told.items()}
+    return [
+        ", ".join([method, *(option for option in next(left[method]) if option not in shared[method])])
+        for method in (str(row["method"]) for row in rows)
+    ]
+
+
+def options(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Each option that rows were made with, and the methods that had it."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for option in named(row.get("options") or {}):
+            if row["method"] not in (methods := found.setdefault(option, [])):
+                methods.append(str(row["method"]))
+    return found
 
 
 def _measured(row: Row) -> bool:
     return not row.get("error") and bool(row.get("figures"))
 
 
-def _adopted(row: Mapping[str, Any]) -> Row:
+def _adopted(row: Mapping[str, Any], name: str) -> Row:
     """A row of `retcon bench`: its time leaves statistics out, and is none where targets came from a cache."""
     chunk, n, each = row.get("chunk"), int(row.get("n") or row["edits"]), row.get("seconds_per_edit")
-    options = [f"{name}={value}" for name, value in (row.get("options") or {}).items()]
     made: Row = {
-        "method": ", ".join([str(row["method"]), *options]),
+        "method": name,
         "dataset": _short(row["dataset"]),
         "n": n,
         "model": _short(row.get("model", "")),
@@ -190,6 +228,12 @@ def _of_all(scores: Sequence[Value], sizes: Sequence[int]) -> Value:
     known = [(value, size) for value, size in zip(scores, sizes, strict=True) if value is not None]
     whole = sum(size for _, size in known)
     return math.fsum(value * size for value, size in known) / whole if whole else None
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, str) and Path(value).exists():
+        return Path(value).name
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _short(place: object) -> str:
