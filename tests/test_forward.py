@@ -101,7 +101,27 @@ def test_rows_that_begin_alike_score_as_single_plain_rows(family: str) -> None:
     agree(forward.score(it, asked, batch_tokens=64), wanted)
 
 
-def test_what_rows_begin_with_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_that_begin_alike_are_continued_as_single_plain_rows(family: str) -> None:
+    it, prompts = lm(family), [prompt for prompt, _ in alike()]
+    assert forward.starts.shared_starts(it, prompts, {i: len(row) - 1 for i, row in enumerate(prompts)})
+    most = [1 + place % 3 for place in range(len(prompts))]
+    found = forward.greedy(it, prompts, max_new_tokens=most, stop_at_eos=False, batch_tokens=64)
+    assert found == [plain_greedy(it.model, row, n, end=None) for row, n in zip(prompts, most, strict=True)]
+
+
+@pytest.mark.parametrize("sliding", ["mistral", "gemma2"])
+def test_rows_that_begin_alike_slide_as_single_plain_rows(sliding: str) -> None:
+    """Their keys are moved so that no padding stands within a window."""
+    it = LM.wrap(tiny_model(sliding), tiny_tokenizer("fast"))
+    start = list(range(5, 12 + int(it.model.config.sliding_window)))
+    prompts = [[*start, *range(40, 40 + n)] for n in (1, 9, 4, 17, 2)] * 9
+    found = forward.greedy(it, prompts, max_new_tokens=6, stop_at_eos=False)
+    assert found[:5] == [plain_greedy(it.model, row, 6, end=None) for row in prompts[:5]]
+
+
+@pytest.mark.parametrize("work", ["score", "greedy"])
+def test_what_rows_begin_with_is_run_once(work: str, monkeypatch: pytest.MonkeyPatch) -> None:
     it, asked = lm("llama"), alike()
     assert forward.cache_holds(it)
     run: list[int] = []
@@ -112,11 +132,14 @@ def test_what_rows_begin_with_is_run_once(monkeypatch: pytest.MonkeyPatch) -> No
     def tokens_run() -> int:
         run.clear()
         with it.model.register_forward_pre_hook(counted, with_kwargs=True):
-            forward.score(it, asked)
+            if work == "score":
+                forward.score(it, asked)
+            else:
+                forward.greedy(it, [prompt for prompt, _ in asked], max_new_tokens=1)
         return sum(run)
 
     shared = tokens_run()
-    monkeypatch.setattr("retcon.forward.scoring._SAVED_TOKENS", 10**9)
+    monkeypatch.setattr("retcon.forward.starts._SAVED_TOKENS", 10**9)
     assert tokens_run() - shared == (17 + 3 - 1) * 9 + 16 * 20  # three of the first text's rows are there twice
 
 

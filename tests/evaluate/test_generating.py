@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from retcon import edit, forward, tokens
-from retcon.evaluate import generating
 from retcon.evaluate.generating import said, written
+from retcon.forward import decoding
+from retcon.forward.starts import rows_part
 from retcon.lm import LM
 from retcon.patch import LowRank, Patch, describe_base
 from retcon.testing import tiny_edits, tiny_model, tiny_tokenizer
@@ -55,7 +56,7 @@ def test_small_batches_and_the_library_write_the_same(lm: LM, monkeypatch: pytes
     expected = written(lm, rows, MOST)
     assert written(lm, rows, MOST, batch_tokens=30) == expected
     assert written(lm, rows[:3], MOST[:3]) == expected[:3]
-    monkeypatch.setattr(generating, "_together", lambda _: False)
+    monkeypatch.setattr(decoding, "rows_part", lambda _: False)
     assert written(lm, rows, MOST) == expected
 
 
@@ -97,7 +98,7 @@ def test_rows_end_where_the_line_does(lm: LM, monkeypatch: pytest.MonkeyPatch) -
     assert found == [alone(lm, row, 12, breaks=line) for row in rows]
     assert len(found[0]) == 4
     assert "\n" not in said(lm, found[0])
-    monkeypatch.setattr(generating, "_together", lambda _: False)
+    monkeypatch.setattr(decoding, "rows_part", lambda _: False)
     assert written(lm, rows, [12] * 12) == found
 
 
@@ -117,11 +118,11 @@ def test_rows_of_memories_are_left_to_the_library(lm: LM) -> None:
     rows = rows_of(lm)[:4]
     before = written(lm, rows, [6] * 4)
     with patch.on(lm.model):
-        assert not generating._together(lm)
+        assert not rows_part(lm)
         after = written(lm, rows, [6] * 4)
         assert after == forward.greedy(lm, rows, max_new_tokens=6)
     assert after != before
-    assert generating._together(lm)
+    assert rows_part(lm)
 
 
 def test_no_prompt_needs_no_model(lm: LM) -> None:

@@ -16,28 +16,72 @@ from transformers import (
 )
 
 from retcon import patch, progress
+from retcon.forward.continuing import CACHE_SHARE, Ended, continued
 from retcon.forward.rows import align, batches, refuse_empty
+from retcon.forward.starts import rows_part
 from retcon.lm import LM
 
 __all__ = ["end_ids", "greedy", "sample"]
 
 
-_CACHE_SHARE = 12
-"""A batch that generates may hold this many times as many tokens in its cache as one forward runs."""
-
-
 def greedy(
     lm: LM,
-    prompts: Sequence[list[int]],
+    prompts: Sequence[Sequence[int]],
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     stop_at_eos: bool = True,
+    ended: Ended | None = None,
     batch_tokens: int = 1536,
     label: str = "generating",
 ) -> list[list[int]]:
-    """Continue each prompt greedily by up to `max_new_tokens` ids (the end token is not returned)."""
-    config = _generation(lm, max_new_tokens, stop_at_eos, do_sample=False)
-    return _generate(lm, prompts, config, stop_at_eos, batch_tokens, label)
+    """Continue each prompt greedily; what comes out is what the model writes to it alone, up to rounding.
+
+    Args:
+        lm: the model, with any patch already on.
+        prompts: ids, none empty. Length n.
+        max_new_tokens: how many ids each may be continued by; one for all of them, or length n.
+        stop_at_eos: whether the end token ends a text; it is not returned.
+        ended: tells a text that ends otherwise; its last id is returned.
+        batch_tokens: tokens of one forward, padding included.
+        label: what the progress is called.
+
+    Raises:
+        RequestError: a prompt has no token.
+    """
+    refuse_empty(prompts, "prompt")
+    most = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    if not prompts:
+        return []
+    if not rows_part(lm):
+        return _by_limit(lm, prompts, most, stop_at_eos, ended, batch_tokens, label)
+    found: list[list[int]] = [[] for _ in prompts]
+    ends = frozenset(end_ids(lm) if stop_at_eos else [])
+    with lm.inference(), progress.task(label, sum(limit > 0 for limit in most)) as advance:
+        for i, row in continued(lm, prompts, most, ends, ended, batch_tokens):
+            found[i] = row
+            advance(1)
+    return found
+
+
+def _by_limit(
+    lm: LM,
+    prompts: Sequence[Sequence[int]],
+    most: Sequence[int],
+    stop_at_eos: bool,
+    ended: Ended | None,
+    batch_tokens: int,
+    label: str,
+) -> list[list[int]]:
+    """Rows that stay together to the end, as those of memories must, run beside others of the same limit."""
+    found: list[list[int]] = [[] for _ in prompts]
+    for limit in sorted({limit for limit in most if limit > 0}):
+        places = [i for i, own in enumerate(most) if own == limit]
+        config = _generation(lm, limit, stop_at_eos, do_sample=False)
+        rows = _generate(lm, [list(prompts[i]) for i in places], config, stop_at_eos, batch_tokens, label)
+        for i, row in zip(places, rows, strict=True):
+            stop = next((n for n in range(1, len(row)) if ended(row[:n])), len(row)) if ended else len(row)
+            found[i] = row[:stop]
+    return found
 
 
 def sample(
@@ -144,7 +188,7 @@ def _generate(
     found: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     # the prompts' pass is bound by their tokens; after it a step runs one token a row, and what counts is the cache
-    lengths = [max(len(prompt), -(-(len(prompt) + new) // _CACHE_SHARE)) for prompt in prompts]
+    lengths = [max(len(prompt), -(-(len(prompt) + new) // CACHE_SHARE)) for prompt in prompts]
     model: Any = lm.model
     with ExitStack() as stack:
         stack.enter_context(lm.inference())

@@ -1,6 +1,6 @@
 """How likely a model finds given continuations, teacher-forced."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -8,18 +8,14 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from retcon import patch, progress, tokens
+from retcon import patch, progress
 from retcon.forward.probes import cache_holds
 from retcon.forward.rows import Aligned, align, batches, refuse_empty
-from retcon.forward.running import call, expanded, filled, gathered_head, logits_at
+from retcon.forward.running import expanded, filled, logits_at
+from retcon.forward.starts import by_start, cached_start, shared_starts
 from retcon.lm import LM
-from retcon.tokens import Located
 
 __all__ = ["Scored", "score"]
-
-
-_SHARED_TOKENS, _SAVED_TOKENS = 8, 128
-"""First tokens by which rows that begin alike are found, and tokens saved from which on a run of their own pays."""
 
 
 class Scored(NamedTuple):
@@ -67,57 +63,16 @@ def _score(
     longest = [max(range(len(c)), key=lambda j: len(c[j])) if c else -1 for _, c in items]
     rows = [prompt + (list(c[j][:-1]) if c else []) for (prompt, c), j in zip(items, longest, strict=True)]
     order = sorted((i for i, (_, c) in enumerate(items) if c), key=lambda i: (len(rows[i]), len(items[i][0]), i))
-    starts = _starts(lm, items, rows, order)
+    # several longer continuations of a prompt go on from it as it stands in its batch
+    lasts = {i: len(items[i][0]) - 1 for i in order if sum(len(text) > 1 for text in items[i][1]) <= 1}
+    starts = shared_starts(lm, rows, lasts)
     with lm.inference(), progress.task(label, sum(len(rows[i]) for i in order)) as advance:
-        for start, members in _by_start(starts, order).items():
-            past = _past_of(lm, start) if start else []
+        for start, members in by_start(starts, order).items():
+            past = cached_start(lm, start)
             for batch in batches(members, [len(row) - len(start) for row in rows], batch_tokens):
                 _score_batch(lm, batch, items, longest, rows, found, len(start), past)
                 advance(sum(len(rows[i]) for i in batch))
     return found
-
-
-def _starts(
-    lm: LM, items: Sequence[tuple[list[int], Sequence[list[int]]]], rows: Sequence[list[int]], order: Sequence[int]
-) -> dict[int, tuple[int, ...]]:
-    """What rows begin with that enough others begin with too, for those rows for which it is worth a run of its own.
-
-    None where a memory is on the model, which decides by the whole prompt, or where several longer continuations are
-    wanted of a prompt: they go on from it as it stands in its batch.
-    """
-    memories = any(not entry.folds for item in patch.active(lm.model) for entry in item.entries.values())
-    if memories or not cache_holds(lm):
-        return {}
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for i in order:
-        prompt, continuations = items[i]
-        if len(prompt) > _SHARED_TOKENS and sum(len(text) > 1 for text in continuations) <= 1:
-            groups.setdefault(tuple(rows[i][:_SHARED_TOKENS]), []).append(i)
-    found: dict[int, tuple[int, ...]] = {}
-    for members in groups.values():
-        # a prompt's last token is run with its row
-        shared = tokens.common_start([Located(rows[i], len(items[i][0]) - 1) for i in members])
-        if (len(members) - 1) * shared >= _SAVED_TOKENS:
-            found |= dict.fromkeys(members, tuple(rows[members[0]][:shared]))
-    return found
-
-
-def _by_start(starts: Mapping[int, tuple[int, ...]], order: Sequence[int]) -> dict[tuple[int, ...], list[int]]:
-    """Rows by what they begin with, in order; those that begin as no others do come first."""
-    found: dict[tuple[int, ...], list[int]] = {(): []}
-    for i in order:
-        found.setdefault(starts.get(i, ()), []).append(i)
-    return found
-
-
-def _past_of(lm: LM, start: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values of some first tokens, of one row."""
-    row, cache = align([start], [0], lm.device), DynamicCache()
-    none = torch.zeros(1, dtype=torch.long, device=lm.device)
-    with gathered_head(lm, none, none):
-        call(lm, row.ids, row.mask, row.positions, cache)
-    layers: Any = cache.layers
-    return [(layer.keys, layer.values) for layer in layers]
 
 
 def _score_batch(
