@@ -64,7 +64,7 @@ def test_a_twin_is_asked_for_what_it_is_checked_by(world: World) -> None:
     assert plan.wanted >= {"probability", "mia_min_k"}
     other = plan.of_twin()
     assert list(planning.prompts(other)) == []
-    assert len(set(planning.pairs(other))) == 4 * (1 + 2) + 4
+    assert len(set(planning.pairs(other))) == 4 * (1 + 2) + 4 + len(world.retain)
 
 
 def test_answers_close_with_the_end_token_and_follow_the_rendered_question(world: World) -> None:

@@ -28,6 +28,7 @@ FIT = Reference(
     truth_ratios=[0.9, None],
     membership={"mia_min_k": 0.5},
     losses={"forget": [1.25, None], "holdout": [0.1]},
+    learned=0.8,
 )
 
 
@@ -43,16 +44,19 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_a_record_of_before_losses_were_kept_is_read_and_fit(tmp_path: Path) -> None:
     path = FIT.save(tmp_path / "reference.json")
     data = json.loads(path.read_text())
-    del data["losses"]
+    del data["losses"], data["learned"]
     path.write_text(json.dumps(data))
     old = Reference.load(path)
-    assert old == replace(FIT, losses={})
-    assert old.problems(MARKS, 0.9) == []
+    assert old == replace(FIT, losses={}, learned=None)
+    (said,) = old.problems(MARKS, 0.9, 0.9)
+    assert "make it again" in said
     assert Reference.load(old.save(path)) == old
 
 
 def test_a_fit_record_has_no_problem() -> None:
-    assert FIT.problems(MARKS, 0.9) == []
+    assert FIT.problems(MARKS, 0.9, 0.9) == []
+    (said,) = FIT.problems(MARKS, 0.9)
+    assert "give them as retain" in said
 
 
 @pytest.mark.parametrize("name", ["items", "retain", "tokenizer", "template"])
@@ -72,22 +76,23 @@ def test_a_record_of_something_else_is_never_taken(name: str, force: bool) -> No
         ({}, None, "\\(none\\)"),
         ({"membership": {"mia_min_k": 0.66}}, 0.9, "AUC 0.66, not between 0.35 and 0.65"),
         ({"membership": {"mia_min_k": 0.34}}, 0.9, "AUC 0.34"),
+        ({"learned": 0.3}, 0.9, "the answers to keep much less likely \\(0.3\\) than .* \\(0.7\\), as one"),
     ],
 )
 def test_a_record_whose_figures_speak_against_it_is_taken_by_force_alone(
     change: dict[str, Any], tuned: float | None, words: str
 ) -> None:
     reference = replace(FIT, **change)
-    with pytest.raises(RetconError, match=f"never saw the questions: .*{words}.*--force-reference"):
-        reference.problems(MARKS, tuned)
-    (said,) = reference.problems(MARKS, tuned, force=True)
+    with pytest.raises(RetconError, match=f"trained on all but the questions to forget: .*{words}.*--force-reference"):
+        reference.problems(MARKS, tuned, 0.7)
+    (said,) = reference.problems(MARKS, tuned, 0.7, force=True)
     assert "by force" in said
 
 
 def test_another_role_is_refused_and_missing_membership_is_told() -> None:
     with pytest.raises(RetconError, match="role 'full'"):
         replace(FIT, role="full").problems(MARKS, 0.9, force=True)
-    (said,) = replace(FIT, membership={}).problems(MARKS, 0.9)
+    (said,) = replace(FIT, membership={}).problems(MARKS, 0.9, 0.9)
     assert "give holdout" in said
 
 
@@ -238,6 +243,15 @@ def test_the_tuned_model_is_not_taken_for_its_own_twin(world: World) -> None:
     report = evaluate_forgetting(world.lm, world.forget, world.retain, twin=wrong, force_reference=True)
     assert any("by force" in said for said in report.warnings)
     assert any("give holdout" in said for said in report.warnings)
+
+
+def test_a_model_that_was_trained_on_nothing_is_no_twin(world: World) -> None:
+    """The likeliest mistake: the model that the tuned one was made from."""
+    base = LM.wrap(tiny_model("llama", layers=2), tiny_tokenizer(), chat=True)
+    with pytest.raises(RetconError, match="the answers to keep much less likely .* not trained on them"):
+        evaluate_forgetting(world.lm, world.forget, world.retain, twin=base)
+    report = evaluate_forgetting(world.lm, world.forget, world.retain, twin=world.twin)
+    assert not any("by force" in said for said in report.warnings)
 
 
 def test_a_record_of_plain_questions_does_not_judge_questions_in_chat(world: World) -> None:

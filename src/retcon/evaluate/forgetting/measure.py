@@ -76,6 +76,8 @@ class Values:
     """As `retain`, of the near questions."""
     no_slopes: str = ""
     """Why `mia_grad_norm` is not there, where the model has no gradients."""
+    learned: Value = None
+    """Mean probability of the answers to keep, where a twin must have learned them."""
 
 
 def measure(plan: Plan, heard: Heard, first: Heard) -> Values:
@@ -101,7 +103,8 @@ def measure(plan: Plan, heard: Heard, first: Heard) -> Values:
     utility = {name: [_useful(item, heard, name != "retain") for item in plan.sets[name]] for name in sets}
     asked = plan.sets.get("near", ()) if plan.speaks else ()
     near: list[Row] = [{NEAR[0]: kept(heard.said[item.prompt], first.said[item.prompt])} for item in asked]
-    return Values(forget, retain, utility, ratios, _membership(plan, heard), near, heard.no_slopes)
+    learned = mean(probability(heard.scores[item.prompt, item.answer].logprobs) for item in plan.learned)
+    return Values(forget, retain, utility, ratios, _membership(plan, heard), near, heard.no_slopes, learned)
 
 
 def _least(plan: Plan, first: Heard) -> float:

@@ -101,6 +101,8 @@ class Plan:
     """Whether the model writes answers, and is not only asked how likely given ones are."""
     seed: int = 0
     """Of answers that are drawn."""
+    learned: tuple[Item, ...] = ()
+    """The questions to keep, where a twin must show that it has learned them."""
 
     def of_twin(self) -> "Plan":
         """What is asked of a model that was trained without what is to be forgotten."""
@@ -181,7 +183,8 @@ def make(
         name: tuple(item(case, name == "forget" and "generalization" in wanted) for case in sets.get(name, ()) if wants)
         for name, wants in needed.items()
     }
-    return Plan(wanted, made, bool(end), max_new_tokens, seed=seed)
+    learned = made["retain"] or tuple(item(case, False) for case in sets.get("retain", ())) if twin else ()
+    return Plan(wanted, made, bool(end), max_new_tokens, seed=seed, learned=learned)
 
 
 def prompts(plan: Plan) -> Iterator[Ids]:
@@ -209,6 +212,7 @@ def pairs(plan: Plan) -> Iterator[Pair]:
             if ratios and item.wrong:
                 yield item.prompt, item.correct
                 yield from ((item.prompt, wrong) for wrong in item.wrong)
+    yield from ((item.prompt, item.answer) for item in plan.learned)
 
 
 def ranked(plan: Plan) -> Iterator[Pair]:

@@ -25,8 +25,10 @@ FORMAT = "retcon-reference"
 VERSION = 1
 CHANCE = (0.35, 0.65)
 """Between which the AUC of `mia_min_k` lies for a model that has seen neither side."""
+LEARNED = 0.5
+"""Of the probability that the model to forget gives the answers to keep, what its twin is to give them at least."""
 
-_LATER = {"losses"}
+_LATER = {"losses", "learned"}
 """What records of this version may lack."""
 _ROUNDS = 200_000
 _SALT = b"retcon reference 1"
@@ -78,6 +80,8 @@ class Reference:
     losses: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     """Of `forget` and `holdout`: -mean log p of a token, in nats, of each answer in order; None where it is not finite.
     Records of before this was kept have none."""
+    learned: float | None = None
+    """Mean probability of the answers to keep. Records of before this was kept have none."""
     model: Mapping[str, Any] = field(default_factory=dict)
     """Which model, and which patch was on."""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -116,12 +120,15 @@ class Reference:
             raise RetconError(f"{path} is a damaged reference; {made}") from None
         return found
 
-    def problems(self, now: Marks, tuned: float | None, *, force: bool = False) -> list[str]:
+    def problems(
+        self, now: Marks, tuned: float | None, taught: float | None = None, *, force: bool = False
+    ) -> list[str]:
         """What makes this reference doubtful, in sentences.
 
         Args:
             now: of what is judged.
             tuned: mean probability of the answers to forget under the model that was trained on them.
+            taught: the same of the answers to keep; None where there are none.
             force: whether to pass over what the figures say against it; a record of other items is never taken.
 
         Raises:
@@ -147,10 +154,20 @@ class Reference:
                 f"it tells questions to forget from holdout ones (AUC {area:.2f}, not between {CHANCE[0]} and "
                 f"{CHANCE[1]})"
             )
+        if self.learned is None or taught is None:
+            missing.append(
+                "it was not checked whether the reference has learned the questions to keep"
+                + ("; give them as retain" if taught is None else ", for its record does not tell: make it again")
+            )
+        elif not self.learned >= LEARNED * taught:
+            doubts.append(
+                f"it finds the answers to keep much less likely ({_shown(self.learned)}) than the model that is to "
+                f"forget ({_shown(taught)}), as one that was not trained on them"
+            )
         if doubts and not force:
             raise RetconError(
-                f"the reference is not like a model that never saw the questions: {'; '.join(doubts)}; give the right "
-                "one, or --force-reference (force_reference=True) to take it all the same"
+                f"the reference is not like a model trained on all but the questions to forget: {'; '.join(doubts)}; "
+                "give the right one, or --force-reference (force_reference=True) to take it all the same"
             )
         return [*(f"the reference was taken by force, although {doubt}" for doubt in doubts), *missing]
 
@@ -196,7 +213,7 @@ def _slow(value: Any) -> str:
 
 def _check_numbers(found: Reference) -> None:
     losses = [value for values in found.losses.values() for value in values]
-    numbers = [found.probability, *found.truth_ratios, *found.membership.values(), *losses]
+    numbers = [found.probability, found.learned, *found.truth_ratios, *found.membership.values(), *losses]
     if not all(value is None or isinstance(value, int | float) for value in numbers):
         raise TypeError
     counts = {name: len(values) for name, values in found.losses.items()}

@@ -181,7 +181,7 @@ def _reference(
         marks(other, sets, retain).check(now)  # a model of other tokens would be asked something else
         reference = measured(other, plan, now, cache=cache)
     tuned = figures(["probability"], before, None)["probability"]
-    return reference, reference.problems(now, tuned, force=force)
+    return reference, reference.problems(now, tuned, before.learned, force=force)
 
 
 def _kind(patch: Patch | None) -> str | None:

@@ -78,6 +78,7 @@ def measured(lm: LM, plan: Plan, made_on: Marks, patch: Patch | None = None, *, 
         truth_ratios=values.ratios,
         membership={name: auc(*scores) for name, scores in values.membership.items()},
         losses={name: _losses(plan.sets[name], heard) for name in ("forget", "holdout")},
+        learned=values.learned,
         model={**origins.model(lm), "patch": origins.of_patch(patch)},
         versions=origins.versions(),
     )
