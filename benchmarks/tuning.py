@@ -53,7 +53,7 @@ GRIDS: dict[str, Sequence[Options]] = {
         ),
         {"stop_on": "answer", "lr": 1.0, "templates": 4},
     ),
-    "wise_100": tuple({"save_freq": size} for size in (20, 500, 10)),
+    "wise_100": (*({"save_freq": size} for size in (20, 500, 10)), {"save_freq": 20, "replay": True}),
     "ft-m": ({}, {"layers": (15,)}, {"layers": (25,)}, {"lr": 1e-4}, {"lr": 1e-3}, {"schedule": "breadth"}),
     "ft-l": ({}, {"clamp": 2e-3}, {"clamp": 5e-3}, {"layers": (25,)}),
     "locft-bf": tuple(
