@@ -81,7 +81,7 @@ def _section(table: Table, drawn: dict[str, str]) -> list[str]:
     remark += [f"Not measured yet: {', '.join(f'`{name}`' for name in left)}.", ""] if left else []
     lines = [f"## {title}", "", *remark, *_table(ordered), *_plots(table, found, drawn)]
     more = f"[All figures with their 95% intervals](../benchmarks/results/matrix/{table.name}/rows.md)"
-    shown = f"`retcon bench show benchmarks/results/matrix/{table.name}` shows them in a terminal."
+    shown = f"`retcon bench show benchmarks/results/matrix/{table.name}` tells who does best in a terminal."
     return [*lines, f"{more}; {shown}", "", *_origin(ordered), ""]
 
 

@@ -63,7 +63,8 @@ def test_a_bench_shows_its_plan_runs_and_is_shown_and_compared(retcon: Retcon, c
     page = tmp_path / "docs" / "results.md"
     shown = retcon("bench", "show", out, "--markdown", page)
     assert shown.code == 0
-    assert "efficacy" in shown.out
+    assert "neighbours kept" in shown.out
+    assert "does best with" in shown.out
     assert f"retcon bench show {out} --markdown {page}" in page.read_text(encoding="utf-8")
     assert retcon("bench", "show", out, "--json").json["rows"] == rows
 

@@ -79,6 +79,7 @@ def test_seeds_are_averaged_and_their_intervals_span_all() -> None:
     assert entry.intervals["score"] == pytest.approx((0.3, 0.7))
     assert entry.surprise == pytest.approx(0.1)
     assert "mean of 2 seeds" in html([row("a", 0.4, seed=0), row("a", 0.6, seed=1)])
+    assert "a (2 seeds)" in printed([row("a", 0.4, seed=0), row("a", 0.6, seed=1)])
 
 
 def test_a_figure_that_a_seed_lacks_is_no_figure() -> None:

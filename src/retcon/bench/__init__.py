@@ -10,7 +10,7 @@ from retcon.bench.cells import Cell, cells
 from retcon.bench.compare import Comparison, compared, rows_of
 from retcon.bench.config import Config, load
 from retcon.bench.runner import Bench, Plan, run
-from retcon.bench.table import laid_out, latest, page
+from retcon.bench.table import latest, page
 
 __all__ = [
     "Bench",
@@ -20,7 +20,6 @@ __all__ = [
     "Plan",
     "cells",
     "compared",
-    "laid_out",
     "latest",
     "load",
     "page",

@@ -1,4 +1,4 @@
-"""Rows as tables: one for the terminal, and a page of them that documentation takes as it is."""
+"""Rows as tables: a page of them that documentation takes as it is."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -9,35 +9,18 @@ from retcon.evaluate.record import restored, scored
 from retcon.metrics import METRICS
 from retcon.report.rows import called, options
 
-__all__ = ["laid_out", "latest", "page"]
+__all__ = ["latest", "page"]
 
 Row = Mapping[str, Any]
 
 _GROUP = ("dataset", "edits", "mode", "chunk", "seed", "model")
 """What the rows of one table have in common."""
-_WIDTH = 80
-"""Letters of a remark in a table."""
 
 
 def latest(rows: Iterable[Row]) -> list[Row]:
     """Of rows of one name, as an older version or another sample left them, the last; in the order of first rows.
     Figures that are no finite numbers are such numbers again."""
     return [scored(restored(row)) for row in {row["row"]: row for row in rows}.values()]
-
-
-def laid_out(rows: Iterable[Row]) -> tuple[list[str], list[list[str]]]:
-    """Heads and cells of one table of all rows; a figure that no row has has no column."""
-    rows = latest(rows)
-    shown, kept = _figures(rows), _retained(rows)
-    varied = [name for name in ("seed", "chunk", "model") if len({row[name] for row in rows}) > 1]
-    heads = ["method", "set", "N", *varied, *shown, *kept, "s an edit", "peak MB", "remark"]
-    lines = []
-    for row, name in zip(rows, called(rows), strict=True):
-        where = [short(row["dataset"]), str(row["edits"])]
-        where += [short(str(row[one])) if row[one] is not None else "–" for one in varied]
-        figures = [number(_value(row, one)) for one in shown] + [number(_retention(row, one)) for one in kept]
-        lines.append([name, *where, *figures, *_cost(row), _remark(row)[:_WIDTH]])
-    return heads, lines
 
 
 def page(rows: Sequence[Row], *, title: str = "Bench", command: str = "") -> str:

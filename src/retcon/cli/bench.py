@@ -109,6 +109,7 @@ def show(folder: Path, *, markdown: Path | None = None, output: OutputOptions = 
 
         rows = bench.rows_of(folder)
         _show_rows(shown, rows)
+        shown.say("All figures, their intervals and where they come from: --markdown FILE, or --json.")
         if markdown is not None:
             command = shlex.join(["retcon", "bench", "show", str(folder), "--markdown", str(markdown)])
             with new_file(markdown) as path:
@@ -181,12 +182,10 @@ def _planned(plan: "Plan", out: Path) -> dict[str, object]:
 
 
 def _show_rows(shown: Screen, rows: Sequence[dict[str, object]]) -> None:
-    from retcon.bench import laid_out
+    from retcon.report import bench as reports
     from retcon.report.rows import options
 
-    heads, lines = laid_out(rows)
-    words = {"method", "set", "model", "remark"}
-    shown.table([head if head in words else f"{head}#" for head in heads], lines)
+    shown.print(reports.table(rows))
     for option, methods in options(rows).items():
         shown.say(f"with {option}: {', '.join(methods)}")
 

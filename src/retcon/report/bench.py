@@ -77,14 +77,16 @@ def headline(rows: Rows) -> words.Headline:
 
 def table(rows: Rows) -> RenderableType:
     """The boards for a terminal."""
-    parts: list[RenderableType] = [Text(headline(rows).sentence, style="bold")]
+    told = headline(rows)
+    parts: list[RenderableType] = [Text(told.sentence, style="bold"), *(Text(rule, style="dim") for rule in told.rules)]
     parts += [Text(f"no figures: {_failed(row)}", style="red") for row in failures(rows)]
     for board in boards(rows):
         grid = Table(title=board.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for name in _NAMES:
             grid.add_column(name, justify="left" if name == "method" else "right")
         for entry in board.entries:
-            grid.add_row(*map(Text, _texts(entry)))
+            method, *cells = _texts(entry)
+            grid.add_row(Text(method if entry.seeds == 1 else f"{method} ({entry.seeds} seeds)"), *map(Text, cells))
         parts += [Text(), grid]
     return Group(*parts)
 
