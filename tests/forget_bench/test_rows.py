@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from retcon.errors import RetconError
-from retcon.forget_bench.rows import laid_out, rows, table
+from retcon.forget_bench.rows import brief, laid_out, rows, table
 
 ROW: dict[str, Any] = {
     "row": "memit",
@@ -44,3 +44,11 @@ def test_the_table_shows_figures_that_there_are_and_says_why_others_are_not() ->
     assert laid_out([ROW | {"training": {"best": 0, "stopped": "it harms"}}])[1][0][-1] == "changes nothing: it harms"
     assert all(line.count("|") == len(heads) + 1 for line in lines)
     assert "failed: RuntimeError: it burst" in lines[4]
+
+
+def test_a_terminal_gets_the_figures_that_decide_and_remarks_under_them() -> None:
+    more = {"leakage": 0.1, "locality": 1.0, "privleak": 3.0}
+    heads, cells, remarks = brief([ROW, {"row": "ece", "metrics": more}, {"row": "rome", "failed": "it burst"}])
+    assert heads == ["forgets by", "leakage", "locality", "seconds"]
+    assert cells == [["memit", "–", "–", "61.2"], ["ece", "0.100", "1.000", "–"], ["rome", "–", "–", "–"]]
+    assert remarks == ["rome: failed: it burst"]

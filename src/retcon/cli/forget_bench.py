@@ -141,15 +141,17 @@ def run(
 def _measure(show: Screen, bench: "Bench", write: bool) -> None:
     """Run the bench and show what came of it."""
     from retcon.forget_bench import write_split
-    from retcon.forget_bench.rows import laid_out
+    from retcon.forget_bench.rows import brief
 
     if write:
         write_split(bench.split, bench.folder / "corpus")
     rows = bench.run()
-    heads, lines = laid_out(rows)
-    show.table([heads[0], *(f"{head}#" for head in heads[1:-1]), heads[-1]], lines)
+    heads, lines, remarks = brief(rows)
+    show.table([heads[0], *(f"{head}#" for head in heads[1:])], lines)
+    for remark in remarks:
+        show.say(remark)
     failed = [row for row in rows if "failed" in row]
-    show.say(f"Written: {bench.folder / 'rows.jsonl'} and rows.md; patches and whole reports are beside them.")
+    show.say(f"All figures: {bench.folder / 'rows.md'} and rows.jsonl; patches and whole reports are beside them.")
     told = {"corpus": bench.split.told, "questions": bench.split.counts(), "failed": len(failed)}
     show.result({"out": str(bench.folder), **told, "rows": rows})
     if failed:

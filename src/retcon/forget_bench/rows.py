@@ -1,6 +1,6 @@
 """The rows of one setting on disk, and the table that is made of them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ from retcon.bench.rows import Rows
 from retcon.bench.words import markdown, number
 from retcon.evaluate.record import restored
 
-__all__ = ["FIGURES", "laid_out", "rows", "table"]
+__all__ = ["FIGURES", "brief", "laid_out", "rows", "table"]
 
 FIGURES = {
     "reliability": "reliability",
@@ -24,6 +24,8 @@ FIGURES = {
     "privleak": "privleak",
 }
 """Figures of a judge's report that the table shows, where any row has them, with their titles."""
+_BRIEF = ("leakage", "generalization", "locality", "refusal_rate", "model_utility", "forget_quality")
+"""Those of them that a terminal has room for: what still comes out, also when asked otherwise, and what it cost."""
 
 
 def rows(folder: Path, setting: str) -> Rows:
@@ -43,14 +45,29 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
 def laid_out(rows: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Heads and cells of the table; a figure that no row has has no column, and a row that could not be says why."""
     rows = [restored(row) for row in rows]
-    shown = [name for name in FIGURES if any(_value(row, name) is not None for row in rows)]
-    heads = ["forgets by", *(FIGURES[name] for name in shown), "seconds", "peak MB", "remark"]
-    cells = []
-    for row in rows:
-        seconds = number((row.get("seconds") or {}).get("edit"), 1)
-        figures = [number(_value(row, name)) for name in shown]
-        cells.append([row["row"], *figures, seconds, number(row.get("peak_memory_mb"), 0), _remark(row)])
-    return heads, cells
+    heads, cells = _laid_out(rows, FIGURES)
+    more = [[number(row.get("peak_memory_mb"), 0), _remark(row)] for row in rows]
+    return [*heads, "peak MB", "remark"], [[*line, *rest] for line, rest in zip(cells, more, strict=True)]
+
+
+def brief(rows: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[list[str]], list[str]]:
+    """Heads and cells of a table that a terminal has room for, and the remarks on its rows."""
+    rows = [restored(row) for row in rows]
+    remarks = [f"{row['row']}: {_remark(row)}" for row in rows if _remark(row)]
+    return *_laid_out(rows, _BRIEF), remarks
+
+
+def _laid_out(rows: Sequence[Mapping[str, Any]], names: Iterable[str]) -> tuple[list[str], list[list[str]]]:
+    shown = [name for name in names if any(_value(row, name) is not None for row in rows)]
+    cells = [
+        [
+            row["row"],
+            *(number(_value(row, name)) for name in shown),
+            number((row.get("seconds") or {}).get("edit"), 1),
+        ]
+        for row in rows
+    ]
+    return ["forgets by", *(FIGURES[name] for name in shown), "seconds"], cells
 
 
 def _remark(row: Mapping[str, Any]) -> str:
