@@ -95,6 +95,28 @@ def test_what_is_to_stay_may_be_what_the_model_says_by_itself(tiny_lm: TinyLM) -
     assert not Material.of(lm, tiny_edits(1), kept, replace(own, retain_tokens=0), BOTH).kept
 
 
+def test_what_is_forgotten_may_be_what_the_model_says_by_itself(tiny_lm: TinyLM) -> None:
+    lm, own = tiny_lm("llama"), replace(OPTIONS, forget_answers="own", retain_tokens=6)
+    edits = [*tiny_edits(2), Edit(prompt="The capital is", target="unknown to me")]
+    found = Material.of(lm, edits, [], own, BOTH)
+    prompts = [tokens.encode(lm, edit.text) for edit in edits]
+    for place, i in enumerate(found.order):
+        (said,) = forward.greedy(lm, [prompts[i]], max_new_tokens=6)
+        ended = [lm.tokenizer.eos_token_id] if len(said) < 6 else []
+        assert found.answers[place].target == said + ended
+        assert found.answers[place].at[0] == len(prompts[i]) - 1
+    watched = Material.of(lm, edits, [], own, ("refusal",))
+    assert watched.answers == found.answers
+
+
+def test_where_the_model_says_nothing_the_given_answer_is_forgotten(tiny_lm: TinyLM) -> None:
+    lm, mute = tiny_lm("llama"), replace(OPTIONS, forget_answers="own", retain_tokens=0, eos=False)
+    found = Material.of(lm, tiny_edits(2), [], mute, BOTH)
+    assert found.answers == Material.of(lm, tiny_edits(2), [], replace(OPTIONS, eos=False), BOTH).answers
+    with pytest.raises(RequestError, match="'The capital is' is not told"):
+        Material.of(lm, [Edit(prompt="The capital is", target="unknown to me")], [], mute, BOTH)
+
+
 def test_a_long_text_to_keep_is_cut(tiny_lm: TinyLM) -> None:
     (row,) = Material.of(tiny_lm("llama"), tiny_edits(1), ["word " * 999], OPTIONS, BOTH).kept
     assert len(row.target) == 255

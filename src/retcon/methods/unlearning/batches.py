@@ -61,16 +61,12 @@ class Material:
         Raises:
             RequestError: an answer that is needed is missing, a text has no token, a text to keep fewer than two.
         """
-        bare = next((edit for edit in edits if edit.old is None), None)
-        if bare is not None and "forget" in sides:
-            raise RequestError(f"the answer to forget of {bare.text!r} is not told; give it as old (target_true)")
-        known = [edit.old for edit in edits if edit.old is not None] if bare is None else []
-        answers = [row_of(lm, edit.text, old, eos=config.eos) for edit, old in zip(edits, known, strict=False)]
+        answers = _answers(lm, edits, config, needed="forget" in sides)
         refusals = [row_of(lm, edit.text, edit.target, eos=config.eos) for edit in edits] if "refusal" in sides else []
         both = [rows for rows in (answers, refusals) if rows]
         order = sorted(range(len(edits)), key=lambda i: [(rows[i].ids, rows[i].target) for rows in both])
         answers, refusals = ([rows[i] for i in order] if rows else [] for rows in (answers, refusals))
-        kept = _own if config.retain_answers == "own" else _given
+        kept = _own_kept if config.retain_answers == "own" else _given
         texts = () if retain else ordinary_text().split("\n\n")
         ordinary = [_whole(tokens.encode(lm, text)[:_ORDINARY]) for text in texts]
         return cls(answers, refusals, kept(lm, retain, config), ordinary, order)
@@ -85,16 +81,41 @@ def _given(lm: LM, retain: Sequence[Kept], config: UnlearningConfig) -> list[Row
     return [_kept(lm, item, config) for item in retain]
 
 
-def _own(lm: LM, retain: Sequence[Kept], config: UnlearningConfig) -> list[Row]:
-    """The texts and questions with what the model says to them by itself; of some it may say nothing."""
-    found = answered(lm, [item if isinstance(item, str) else item[0] for item in retain], config.retain_tokens)
+def _answers(lm: LM, edits: Sequence[Edit], config: UnlearningConfig, *, needed: bool) -> list[Row]:
+    """Each question with the answer to forget, in the order of the edits; none at all where one is not known and none
+    is needed."""
+    own: Sequence[Row | None] = [None] * len(edits)
+    if config.forget_answers == "own":
+        own = _own(lm, [edit.text for edit in edits], config)
     rows = []
-    for one in found:
+    for edit, said in zip(edits, own, strict=True):
+        if said is not None:
+            rows.append(said)
+        elif edit.old is not None:
+            rows.append(row_of(lm, edit.text, edit.old, eos=config.eos))
+        elif needed:
+            raise RequestError(f"the answer to forget of {edit.text!r} is not told; give it as old (target_true)")
+        else:
+            return []
+    return rows
+
+
+def _own_kept(lm: LM, retain: Sequence[Kept], config: UnlearningConfig) -> list[Row]:
+    """The texts and questions with what the model says to them by itself; of some it may say nothing."""
+    prompts = [item if isinstance(item, str) else item[0] for item in retain]
+    return [row for row in _own(lm, prompts, config, whole=config.retain_prompts) if row is not None]
+
+
+def _own(lm: LM, prompts: Sequence[str], config: UnlearningConfig, *, whole: bool = False) -> list[Row | None]:
+    """Prompts with the model's own greedy answers, of which the answers' tokens count, or all; None where there is no
+    answer."""
+    rows: list[Row | None] = []
+    for one in answered(lm, prompts, config.retain_tokens):
         target = [*one.answer, *end_ids(lm, config.eos and one.ended)]
-        first = 0 if config.retain_prompts else len(one.prompt) - 1
+        first = 0 if whole else len(one.prompt) - 1
         ids = [*one.prompt, *target]
-        if target:
-            rows.append(Row(ids[:-1], list(range(first, len(ids) - 1)), ids[first + 1 :], len(one.prompt) - 1))
+        row = Row(ids[:-1], list(range(first, len(ids) - 1)), ids[first + 1 :], len(one.prompt) - 1)
+        rows.append(row if target else None)
     return rows
 
 

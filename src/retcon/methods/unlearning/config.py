@@ -50,6 +50,9 @@ class UnlearningConfig:
     """The longest that a gradient may be."""
     eos: bool = True
     """Whether the end token follows each answer and refusal and counts as a token of it."""
+    forget_answers: Literal["given", "own"] = "given"
+    """Whether what is made unlikely is the answer that comes with a question, or the model's own greedy answer, which
+    is what it says; where that is empty, the one given."""
     forget_weight: float = 1.0
     """Weight of the loss on what is to be forgotten."""
     retain_weight: float = 1.0
@@ -65,7 +68,7 @@ class UnlearningConfig:
     """Whether what is to stay is held by the answers that come with it, or by the model's own greedy answers, which is
     what must not change."""
     retain_tokens: int = 40
-    """Tokens of an answer of the model's own, at most."""
+    """Tokens of an answer of the model's own, at most; of one to be forgotten too."""
     retain_prompts: bool = False
     """Whether of a question with its answer the question's tokens are held too."""
     eval_every: int = 5
