@@ -30,8 +30,9 @@ MERGED = 4
 BEST = ("alphaedit", "memit", "pmet", "ultraedit", "grace", "wise")
 """The editors that also go to the larger sets; the best six of the first table."""
 CONTROLS = ("idk", "npo")
-RATES = (1e-4, 3e-4, 1e-3, 3e-3)
-"""Learning rates that each objective is tried with, where the usual recipe was chosen."""
+OWN = {"forget_answers": "own", "retain_answers": "own"}
+TRIED: tuple[dict[str, Any], ...] = ({}, *({"lr": rate, **OWN} for rate in (1e-4, 3e-4, 1e-3)))
+"""What each objective is tried with, where the usual recipe was chosen: its defaults, and the model's own answers."""
 WRITTEN = "self_improved"
 """The targets that the model writes itself."""
 BEFORE = "alphaedit"
@@ -139,7 +140,7 @@ def _markdown(lines: Sequence[Sequence[str]]) -> list[str]:
 def _ways(dataset: str) -> list[Cell]:
     """The ways to forget on a set: all of them on the first; on the others the usual recipe, its method with
     refusals that the model wrote, and the recipe before it; the best editors and two controls. On the last, where
-    things are chosen and not judged, the recipes and each objective at several learning rates."""
+    things are chosen and not judged, the recipes and each objective in several ways."""
     shared = {"statistics": str(common.STATISTICS)}
     if dataset == "pistol":
         editors = ways_of(EDITORS, TARGETS, (1, MERGED), ("concat", "mean_key"), shared=shared)
@@ -149,7 +150,7 @@ def _ways(dataset: str) -> list[Cell]:
         *ways_of((BEFORE,), (TARGET,), shared=shared),
     ]
     if dataset == "swapped":
-        return [*recipes, *(way for rate in RATES for way in _objectives(lr=rate))]
+        return [*recipes, *(way for options in TRIED for way in _objectives(**options))]
     return [*recipes, *(way for way in ways_of((*BEST, *CONTROLS), TARGETS, shared=shared) if way not in recipes)]
 
 

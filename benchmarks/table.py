@@ -165,11 +165,26 @@ def _lookup() -> list[str]:
     if not found:
         return []
     rows = []
-    for what in ("misses", "hits"):
+    sorts = {"misses": "far from all keys", "hits": "at a key", "wide": "near wide balls"}
+    for what, told in sorts.items():
         part = found[what]
-        rows.append([what, _number(part["forward_ms"]), _number(part["with_codebook_ms"]), f"{part['share']:.1%}"])
+        cells = [
+            _number(part[key]) for key in ("screened_alone_ms", "in_full_alone_ms", "forward_ms", "with_codebook_ms")
+        ]
+        rows.append([told, *cells, f"{part['share']:.1%}"])
     title = f"A codebook of {found['keys']:,} keys in a forward of {found['prompts']} prompts (`memories/lookup.json`)"
-    return _table(title, ["prompts are", "ms without", "ms with", f"more (limit {found['limit']:.0%})"], rows)
+    return _table(
+        title,
+        [
+            "prompts are",
+            "the lookup, ms",
+            "without a screen",
+            "forward without, ms",
+            "with",
+            f"more (limit {found['limit']:.0%})",
+        ],
+        rows,
+    )
 
 
 def _ece() -> list[str]:
