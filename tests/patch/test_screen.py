@@ -54,13 +54,24 @@ def test_hits_are_those_of_the_full_lookup(radius: float, spread: float) -> None
         made = book(keys, radii)
         found = made.lookup(queries)
         assert torch.equal(made.hits(queries), torch.where(found.hit, found.key, -1))
-        assert made._screen, "it was looked up in full from the start"
+        if radius < 1:
+            assert made._screen[0] is not None, "it was looked up in full from the start"
 
 
 def test_few_keys_are_looked_up_in_full() -> None:
     made = book(draw(100, 8), torch.full((100,), 0.5))
     assert made.hits(made.keys).tolist() == list(range(100))
     assert not made._screen
+
+
+@pytest.mark.parametrize(("radius", "tells"), [(0.5, True), (60.0, False)])
+def test_where_balls_are_so_wide_that_the_screen_tells_nothing_all_is_looked_up_in_full(
+    radius: float, tells: bool
+) -> None:
+    made = book(draw(2000, 400), torch.full((2000,), radius))
+    queries = draw(10, 400, seed=1)
+    assert made.hits(queries).tolist() == (10 * [-1] if tells else made.lookup(queries).key.tolist())
+    assert (made._screen[0] is not None) == tells
 
 
 def test_a_book_that_is_placed_where_it_stands_keeps_its_screen() -> None:

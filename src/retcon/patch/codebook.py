@@ -80,8 +80,8 @@ class Codebook:
     folds: ClassVar[bool] = False
     _halves: Float[Tensor, " n"] = field(init=False, repr=False)
     """|K_i|^2 / 2."""
-    _screen: list[Screen] = field(init=False, repr=False, default_factory=list)
-    """Of the keys, from when it is first used."""
+    _screen: list[Screen | None] = field(init=False, repr=False, default_factory=list)
+    """Of the keys, from when it is first asked for; None where it would tell too little."""
 
     def __post_init__(self) -> None:
         n, m = len(self.keys), len(self.names)
@@ -125,16 +125,15 @@ class Codebook:
         """The key that each query hits, -1 where it hits none: as `lookup`, but quicker among many keys.
 
         A quarter of the coordinates tells that no key can be within its radius, or that the nearest is among 32; the
-        few queries for which it does not are looked up in full.
+        few queries for which it does not are looked up in full. Where balls are so wide that these would not be few,
+        all queries are.
         """
-        if self.rank < _MANY:
+        screen = self._screened()
+        if screen is None:
             return self._hit(queries)
-        if not self._screen:
-            with torch.inference_mode(False):
-                self._screen.append(Screen.of(self.keys))
         with no_autocast(queries.device):
             queries = queries.to(self.keys.dtype)
-            lower = self._screen[0].lower(queries)  # (rows, n)
+            lower = screen.lower(queries)  # (rows, n)
             found = torch.full((len(queries),), -1, device=queries.device)
             near = (lower <= _ROUNDED * self.radii.square()).any(1).nonzero()[:, 0]
             if len(near):
@@ -145,6 +144,18 @@ class Codebook:
                 if len(unsure):
                     found[unsure] = self._hit(queries[unsure])
         return found
+
+    def _screened(self) -> Screen | None:
+        """The screen of the keys; None where they are few, or where it does not tell most of them apart."""
+        if self.rank < _MANY:
+            return None
+        if not self._screen:
+            with torch.inference_mode(False), no_autocast(self.keys.device):
+                screen = Screen.of(self.keys)
+                lower = screen.lower(self.keys[:: self.rank // _SCREENED])
+                blind = (lower <= _ROUNDED * self.radii.square()).sum(1) > _SCREENED
+                self._screen.append(None if bool(blind.float().mean() > 1 / 2) else screen)
+        return self._screen[0]
 
     def _hit(self, queries: Float[Tensor, "n d_in"]) -> Int[Tensor, " n"]:
         found = self.lookup(queries)
