@@ -51,11 +51,13 @@ def test_hits_are_those_of_the_full_lookup(radius: float, spread: float) -> None
     sizes = torch.rand(720, generator=torch.Generator().manual_seed(2))
     queries = torch.cat([draw(40, width, seed=3), keys[:40], keys[40:80] + 0.02 * draw(40, width, seed=4), centres])
     for radii in (torch.full((720,), radius), 2 * radius * sizes):
-        made = book(keys, radii)
+        made, screened = book(keys, radii), book(keys, radii)
+        screened._screen.append(Screen.of(keys))  # also where it would be left out
         found = made.lookup(queries)
-        assert torch.equal(made.hits(queries), torch.where(found.hit, found.key, -1))
-        if radius < 1:
-            assert made._screen[0] is not None, "it was looked up in full from the start"
+        for one in (made, screened):
+            assert torch.equal(one.hits(queries), torch.where(found.hit, found.key, -1))
+            assert one._screen, "it was looked up in full from the start"
+        assert made._screen[0] is not None or radius > 1
 
 
 def test_few_keys_are_looked_up_in_full() -> None:
