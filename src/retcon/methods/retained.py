@@ -46,7 +46,7 @@ def retained_ids(lm: LM, retain: Sequence[str], least: Literal[1, 2] = 1) -> lis
     return found
 
 
-def answered(lm: LM, retain: Sequence[str], answer_tokens: int) -> list[Answered]:
+def answered(lm: LM, retain: Sequence[str], answer_tokens: int, label: str = "answers to retain") -> list[Answered]:
     """The ids of each text, rendered as a prompt is, and of the model's own greedy answer to it.
 
     What stays as it is at the prompt alone may still drift while the model answers: each token of the answer is read
@@ -56,6 +56,7 @@ def answered(lm: LM, retain: Sequence[str], answer_tokens: int) -> list[Answered
         lm: the model as it is before the edit.
         retain: the texts.
         answer_tokens: the longest answer; 0 for the texts alone.
+        label: what a terminal shows beside the answers that are written.
 
     Raises:
         RequestError: a text has no token.
@@ -66,7 +67,7 @@ def answered(lm: LM, retain: Sequence[str], answer_tokens: int) -> list[Answered
     prompts = retained_ids(lm, retain)
     if not answer_tokens or not prompts:
         return [Answered(prompt, [], ended=False) for prompt in prompts]
-    said = forward.greedy(lm, prompts, max_new_tokens=answer_tokens, label="answers to retain")
+    said = forward.greedy(lm, prompts, max_new_tokens=answer_tokens, label=label)
     pairs = zip(prompts, said, strict=True)
     return [Answered(prompt, answer, ended=len(answer) < answer_tokens) for prompt, answer in pairs]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from retcon import forward, tokens
 from retcon.errors import RequestError
 from retcon.lm import LM
-from retcon.methods.retained import answered
+from retcon.methods.retained import Answered, answered
 from retcon.methods.training_rows import BATCH_TOKENS, Row, end_ids, logits_at, misses, row_of, states_at, texts_of
 from retcon.methods.unlearning.config import UnlearningConfig
 from retcon.methods.unlearning.objectives import IGNORED, Sequences
@@ -86,11 +86,12 @@ def _answers(lm: LM, edits: Sequence[Edit], config: UnlearningConfig, *, needed:
     is needed."""
     own: Sequence[Row | None] = [None] * len(edits)
     if config.forget_answers == "own":
-        own = _own(lm, [edit.text for edit in edits], config)
+        said = answered(lm, [edit.text for edit in edits], config.retain_tokens, "answers to forget")
+        own = [_own(lm, one, config) for one in said]
     rows = []
-    for edit, said in zip(edits, own, strict=True):
-        if said is not None:
-            rows.append(said)
+    for edit, row in zip(edits, own, strict=True):
+        if row is not None:
+            rows.append(row)
         elif edit.old is not None:
             rows.append(row_of(lm, edit.text, edit.old, eos=config.eos))
         elif needed:
@@ -102,21 +103,19 @@ def _answers(lm: LM, edits: Sequence[Edit], config: UnlearningConfig, *, needed:
 
 def _own_kept(lm: LM, retain: Sequence[Kept], config: UnlearningConfig) -> list[Row]:
     """The texts and questions with what the model says to them by itself; of some it may say nothing."""
-    prompts = [item if isinstance(item, str) else item[0] for item in retain]
-    return [row for row in _own(lm, prompts, config, whole=config.retain_prompts) if row is not None]
+    said = answered(lm, [item if isinstance(item, str) else item[0] for item in retain], config.retain_tokens)
+    found = (_own(lm, one, config, whole=config.retain_prompts) for one in said)
+    return [row for row in found if row is not None]
 
 
-def _own(lm: LM, prompts: Sequence[str], config: UnlearningConfig, *, whole: bool = False) -> list[Row | None]:
-    """Prompts with the model's own greedy answers, of which the answers' tokens count, or all; None where there is no
-    answer."""
-    rows: list[Row | None] = []
-    for one in answered(lm, prompts, config.retain_tokens):
-        target = [*one.answer, *end_ids(lm, config.eos and one.ended)]
-        first = 0 if whole else len(one.prompt) - 1
-        ids = [*one.prompt, *target]
-        row = Row(ids[:-1], list(range(first, len(ids) - 1)), ids[first + 1 :], len(one.prompt) - 1)
-        rows.append(row if target else None)
-    return rows
+def _own(lm: LM, one: Answered, config: UnlearningConfig, *, whole: bool = False) -> Row | None:
+    """A prompt with the model's own answer, of which the answer's tokens count, or all; None where there is none."""
+    target = [*one.answer, *end_ids(lm, config.eos and one.ended)]
+    if not target:
+        return None
+    first = 0 if whole else len(one.prompt) - 1
+    ids = [*one.prompt, *target]
+    return Row(ids[:-1], list(range(first, len(ids) - 1)), ids[first + 1 :], len(one.prompt) - 1)
 
 
 def _kept(lm: LM, item: Kept, config: UnlearningConfig) -> Row:
