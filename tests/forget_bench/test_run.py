@@ -81,7 +81,9 @@ def test_a_row_tells_its_cost_its_patch_and_how_questions_became_edits(done: Don
     assert plain["peak_memory_mb"] > 0
     assert (plain["forget"]["edits"], merged["forget"]["merge"]["sizes"]) == (2, [2])
     assert (plain["patch"]["folds"], grace["patch"]["folds"]) == (True, False)
-    assert done[1][-1]["training"]["best"] > 0
+    training = done[1][-1]["training"]
+    assert training["best"] > 0
+    assert training["best"] in [reading["step"] for reading in training["readings"]]
     patch = Patch.load(folder / "patches" / "memit-idk100")
     assert patch.id == plain["patch"]["id"]
     assert patch.parent == Patch.load(folder / "taught").id

@@ -33,8 +33,8 @@ __all__ = ["BEFORE", "TWIN", "Bench"]
 BEFORE, TWIN = "before", "retain-only twin"
 """The rows of the model before it forgets, and of the one that never knew."""
 
-_TRAINING = ("steps", "best", "stopped")
-"""What a row tells of a run of an objective; a `best` of 0 is a patch that changes nothing."""
+_TRAINING = ("steps", "best", "stopped", "readings")
+"""What a row tells of a run of an objective, with every look at it; a `best` of 0 is a patch that changes nothing."""
 _APART = ("items", "retain_prompts")
 """What a patch tells of single questions."""
 _TELLING = 6
