@@ -150,13 +150,9 @@ def _ways(dataset: str) -> list[Cell]:
         *ways_of((BEFORE,), (TARGET,), shared=shared),
     ]
     if dataset == "swapped":
-        return [*recipes, *(way for options in TRIED for way in _objectives(**options))]
+        tried = [ways_of(OBJECTIVES, TARGETS[:1], options=dict.fromkeys(OBJECTIVES, given)) for given in TRIED]
+        return [*recipes, *(way for ways in tried for way in ways)]
     return [*recipes, *(way for way in ways_of((*BEST, *CONTROLS), TARGETS, shared=shared) if way not in recipes)]
-
-
-def _objectives(**options: Any) -> list[Cell]:
-    """Every objective with options beside its defaults."""
-    return ways_of(OBJECTIVES, TARGETS[:1], options=dict.fromkeys(OBJECTIVES, options))
 
 
 def _cells(dataset: str) -> dict[str, Callable[[], None]]:
